@@ -1,0 +1,260 @@
+"""`trtforge up` and `down`, with the real services.
+
+The module has a stack of its own, as it kills parts of it; the tests share it.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import psutil
+import pytest
+
+from trtforge.settings import (
+    StorageNotConfiguredError,
+    load_settings,
+    prefect_environment,
+)
+from trtforge.stack import (
+    PortTakenError,
+    StackInfo,
+    StackMovedError,
+    StackPorts,
+    down,
+    status,
+    up,
+)
+from trtforge.stack import process as processes
+
+NAMES = {"S3 (SeaweedFS)", "PostgreSQL", "Prefect server"}
+
+
+def new_home() -> Path:
+    home = Path(tempfile.mkdtemp(prefix="trtforge-up-"))
+    # As root, PostgreSQL runs as another user, who has to get in.
+    home.chmod(0o711)
+    return home
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[StackInfo]:
+    home = new_home()
+    atexit.register(down, home)
+    try:
+        yield up(home, StackPorts.free())
+    finally:
+        down(home)
+        atexit.unregister(down)
+        shutil.rmtree(home)
+
+
+def pids(home: Path) -> dict[str, int | None]:
+    return {service.name: service.pid for service in status(home)}
+
+
+def tree(home: Path) -> list[psutil.Process]:
+    leaders = [psutil.Process(pid) for pid in pids(home).values() if pid is not None]
+    return [p for leader in leaders for p in (leader, *leader.children(recursive=True))]
+
+
+def s3_of(info: StackInfo) -> Any:
+    state = json.loads(info.credentials_path.read_text())["s3"]
+    return boto3.client(
+        "s3",
+        endpoint_url=state["endpoint_url"],
+        region_name=state["region"],
+        aws_access_key_id=state["access_key_id"],
+        aws_secret_access_key=state["secret_access_key"],
+    )
+
+
+def test_every_service_is_healthy_after_up(own: StackInfo) -> None:
+    services = status(own.home)
+    assert {s.name for s in services} == NAMES == set(own.started)
+    assert all(s.running and s.healthy for s in services)
+    assert all(s.log_path.stat().st_size > 0 for s in services)
+
+
+def test_it_listens_on_loopback_only(own: StackInfo) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in tree(own.home)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 10
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_credentials_are_for_the_owner_only(own: StackInfo) -> None:
+    secrets = [own.credentials_path, *(own.home / "run").glob("*identities*")]
+    assert len(secrets) == 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    for private in ("s3", "prefect", "logs", "run", "postgres/data"):
+        assert stat.S_IMODE((own.home / private).stat().st_mode) == 0o700
+
+
+def test_no_secret_is_on_a_command_line(own: StackInfo) -> None:
+    state = json.loads(own.credentials_path.read_text())
+    for process in tree(own.home):
+        shown = " ".join(process.cmdline())
+        assert state["s3"]["secret_access_key"] not in shown
+        assert state["postgres"]["password"] not in shown
+
+
+def test_the_ui_is_told_where_its_api_is_and_nothing_is_reported_home(own: StackInfo) -> None:
+    settings = httpx.get(f"{own.prefect_ui_url}/ui-settings").raise_for_status().json()
+    assert settings["api_url"] == own.prefect_api_url
+    server = httpx.get(f"{own.prefect_api_url}/admin/settings").raise_for_status().json()["server"]
+    assert server["analytics_enabled"] is False
+    assert server["ui"]["show_promotional_content"] is False
+    assert server["concurrency"]["lease_storage"].endswith("lease_storage.filesystem")
+
+
+def test_objects_cannot_be_read_past_the_s3_api(own: StackInfo) -> None:
+    s3_of(own).put_object(Bucket=own.s3_bucket, Key="private", Body=b"x")
+    (seaweedfs,) = (s for s in status(own.home) if "S3" in s.name)
+    ports = json.loads(own.credentials_path.read_text())["ports"]
+    filer = ports["seaweedfs_port"] + 4
+    assert seaweedfs.healthy
+    assert httpx.get(f"http://127.0.0.1:{filer}/buckets/{own.s3_bucket}/private").status_code == 401
+
+
+def test_a_second_up_starts_nothing(own: StackInfo) -> None:
+    before = pids(own.home)
+    lines: list[str] = []
+    again = up(own.home, announce=lines.append)
+    assert again.started == ()
+    assert pids(own.home) == before
+    assert again.prefect_api_url == own.prefect_api_url
+    assert len(lines) == len(NAMES)
+    assert all("is running" in line for line in lines)
+
+
+def test_two_ups_at_once_start_each_service_once(own: StackInfo) -> None:
+    down(own.home)
+    infos: list[StackInfo] = []
+    threads = [threading.Thread(target=lambda: infos.append(up(own.home))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    started = sorted(infos, key=lambda info: len(info.started))
+    assert [set(info.started) for info in started] == [set(), NAMES]
+
+
+def test_objects_and_the_database_survive_a_kill(own: StackInfo) -> None:
+    body = os.urandom(5_000_000)
+    s3_of(own).put_object(Bucket=own.s3_bucket, Key="kept", Body=body)
+    variable = {"name": "kept", "value": "yes"}
+    httpx.post(f"{own.prefect_api_url}/variables/", json=variable).raise_for_status()
+    before = pids(own.home)
+    for name in ("S3 (SeaweedFS)", "PostgreSQL"):
+        os.kill(before[name] or 0, signal.SIGKILL)
+    again = up(own.home)
+    assert set(again.started) == {"S3 (SeaweedFS)", "PostgreSQL"}
+    assert pids(own.home)["Prefect server"] == before["Prefect server"]
+    assert s3_of(own).get_object(Bucket=own.s3_bucket, Key="kept")["Body"].read() == body
+    answer = httpx.get(f"{own.prefect_api_url}/variables/name/kept").raise_for_status()
+    assert answer.json()["value"] == "yes"
+
+
+def test_a_service_whose_pid_file_was_lost_is_found_again(own: StackInfo) -> None:
+    before = pids(own.home)
+    (own.home / "run" / "seaweedfs.json").unlink()
+    assert up(own.home).started == ()
+    assert pids(own.home) == before
+
+
+def test_a_recycled_pid_is_neither_believed_nor_killed(tmp_path: Path) -> None:
+    bystander = psutil.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        pid_file = tmp_path / "service.json"
+        record = {"pid": bystander.pid, "created_s": bystander.create_time() - 100}
+        pid_file.write_text(json.dumps(record))
+        assert processes.find(pid_file, "no such mark") is None
+        processes.stop(pid_file, "no such mark", first_signal=signal.SIGTERM, grace_s=1)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_other_ports_are_refused_while_it_runs(own: StackInfo) -> None:
+    with pytest.raises(StackMovedError, match="trtforge down"):
+        up(own.home, StackPorts.free())
+
+
+def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started() -> None:
+    home, ports = new_home(), StackPorts.free()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", ports.postgres_port))
+        holder.listen()
+        try:
+            with pytest.raises(PortTakenError) as caught:
+                up(home, ports)
+        finally:
+            running = [s for s in status(home) if s.running]
+            down(home)
+            shutil.rmtree(home)
+    message = str(caught.value)
+    for part in ("PostgreSQL", str(ports.postgres_port), f"pid {os.getpid()}"):
+        assert part in message
+    assert "TRTFORGE_POSTGRES_PORT" in message
+    assert running == []
+
+
+def test_settings_come_from_the_stack_of_the_home(
+    own: StackInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTFORGE_HOME", str(own.home))
+    settings = load_settings()
+    assert settings.s3_endpoint_url == own.s3_endpoint_url
+    assert settings.require_bucket() == own.s3_bucket
+    assert prefect_environment(settings)["PREFECT_API_URL"] == own.prefect_api_url
+    secret = json.loads(own.credentials_path.read_text())["s3"]["secret_access_key"]
+    assert settings.s3_secret_access_key is not None
+    assert settings.s3_secret_access_key.get_secret_value() == secret
+    assert secret not in repr(settings)
+
+
+def test_the_embedded_keys_are_not_sent_to_an_endpoint_of_the_environment(
+    own: StackInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTFORGE_HOME", str(own.home))
+    monkeypatch.setenv("TRTFORGE_S3_BUCKET", "elsewhere")
+    settings = load_settings()
+    assert settings.require_bucket() == "elsewhere"
+    assert settings.s3_endpoint_url is None
+    assert settings.s3_secret_access_key is None
+
+
+def test_without_stack_and_environment_the_remedy_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings()
+    assert settings.home == tmp_path / ".trtforge"
+    with pytest.raises(StorageNotConfiguredError, match=r"trtforge up.*TRTFORGE_S3_BUCKET"):
+        settings.require_bucket()
+
+
+def test_down_leaves_no_process_and_may_be_repeated(own: StackInfo) -> None:
+    everything = tree(own.home)
+    assert len(everything) > len(NAMES)
+    down(own.home)
+    down(own.home)
+    assert [process for process in everything if processes.alive(process)] == []
+    assert [s.name for s in status(own.home) if s.running or s.healthy] == []
+    assert list((own.home / "run").glob("*.json")) == [own.home / "run" / "s3-identities.json"]

@@ -1,0 +1,300 @@
+"""The graphs of a LLaMA-shaped decoder that AOTInductor compiles, one layer at a time.
+
+All layers of such a model run the same code on different weights, so one layer is compiled once
+and called `num_hidden_layers` times, its weights being inputs. That divides compile time by the
+number of layers and leaves the weights in the checkpoint's own rank file.
+
+Weights carry the names and shapes of the TensorRT-LLM checkpoint (H hidden, Q heads, K kv heads,
+D head size, F intermediate, V vocabulary): `attention.qkv.weight` ((Q+2K)·D, H), `mlp.fc` is the
+gate projection and `mlp.gate` the up projection.
+
+Graphs, by name:
+
+* `prefill`: B prompts of S tokens each, right-padded; attention is causal among them.
+* `decode`: one token for each of B sequences, against the cache.
+* `decode_one`: the same for B = 1, with matrix-vector products written so that Inductor makes one
+  pass over the weights of them: on a CPU that is about twice as fast as the GEMM library.
+* `head`: final norm and vocabulary projection of the last hidden state of B sequences.
+* `head_one`: the same for B = 1, as a matrix-vector product.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What decides the code of one layer and of the head; from a TRT-LLM checkpoint config."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocab: int
+    norm_epsilon: float
+    dtype: str
+    qkv_bias: bool
+    dense_bias: bool
+
+    @classmethod
+    def from_checkpoint(cls, config: dict[str, Any]) -> "LayerShape":
+        attn_bias = bool(config.get("attn_bias", False))
+        return cls(
+            hidden=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_size=config["head_size"],
+            intermediate=config["intermediate_size"],
+            vocab=config["vocab_size"],
+            norm_epsilon=config["norm_epsilon"],
+            dtype=config["dtype"],
+            qkv_bias=attn_bias,
+            # Qwen2 has biases on q, k and v; LLaMA's attention_bias adds one to the output.
+            dense_bias=attn_bias and "qwen_type" not in config,
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
+
+    def layer_weights(self) -> dict[str, tuple[int, ...]]:
+        """Names below `transformer.layers.<i>.` and shapes of a layer's weights, in call order."""
+        rows = (self.heads + 2 * self.kv_heads) * self.head_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (self.hidden,),
+            "attention.qkv.weight": (rows, self.hidden),
+        }
+        if self.qkv_bias:
+            shapes["attention.qkv.bias"] = (rows,)
+        shapes["attention.dense.weight"] = (self.hidden, self.heads * self.head_size)
+        if self.dense_bias:
+            shapes["attention.dense.bias"] = (self.hidden,)
+        return shapes | {
+            "post_layernorm.weight": (self.hidden,),
+            "mlp.fc.weight": (self.intermediate, self.hidden),
+            "mlp.gate.weight": (self.intermediate, self.hidden),
+            "mlp.proj.weight": (self.hidden, self.intermediate),
+        }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest batch and lengths (tokens) the compiled code accepts."""
+
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+
+    @property
+    def cache_len(self) -> int:
+        # One slot more than can be used: no slice of the cache is ever the whole of it, so that
+        # export does not make "shorter than the cache" a condition of its own.
+        return self.max_seq_len + 1
+
+
+def graph_names(limits: Limits, device: str) -> tuple[str, ...]:
+    """The graphs an engine needs on `device` (`cpu` or `cuda`)."""
+    if device == "cuda":
+        return ("prefill", "decode", "head")
+    if limits.max_batch_size == 1:
+        return ("prefill", "decode_one", "head_one")
+    return ("prefill", "decode", "decode_one", "head", "head_one")
+
+
+def identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any]:
+    """What, of all parameters, decides the code of graph `name`: part of its cache key."""
+    described = asdict(shape)
+    if not name.startswith("head"):
+        del described["vocab"]
+    facts: dict[str, Any] = {"graph": name, "shape": described}
+    if name in ("prefill", "decode", "head"):
+        facts["max_batch_size"] = limits.max_batch_size
+    if name in ("prefill", "decode", "decode_one"):
+        facts["max_seq_len"] = limits.max_seq_len
+    if name == "prefill":
+        facts["max_input_len"] = limits.max_input_len
+    return facts
+
+
+def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> ExportedProgram:
+    """Trace graph `name` with its dynamic dimensions: batch, prompt length, context length."""
+    batched = limits.max_batch_size > 1 and not name.endswith("_one")
+    batch = Dim("batch", min=1, max=limits.max_batch_size) if batched else None
+    # Sizes of 1 would be taken for constants.
+    example_batch = min(3, limits.max_batch_size) if batched else 1
+
+    def make(size: tuple[int, ...], dtype: torch.dtype = shape.torch_dtype) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    if name.startswith("head"):
+        module: nn.Module = _Head(shape, as_vector=name == "head_one")
+        inputs: tuple[Tensor, ...] = (
+            make((example_batch, shape.hidden)),
+            make((shape.hidden,)),
+            make((shape.vocab, shape.hidden)),
+        )
+        dynamic: tuple[Any, ...] = ({0: batch} if batch else None, None, None)
+    else:
+        weights = tuple(make(s) for s in shape.layer_weights().values())
+        cache = (example_batch, shape.kv_heads, limits.cache_len, shape.head_size)
+        rows: dict[int, Any] = {0: batch} if batch else {}
+        if name == "prefill":
+            tokens = Dim("tokens", min=1, max=limits.max_input_len)
+            length = min(7, limits.max_input_len)
+            module = _PrefillLayer(shape)
+            extra: tuple[Tensor, ...] = ()
+            per_token, per_rope = rows | {1: tokens}, rows | {2: tokens}
+            dynamic = (per_token, per_token, per_rope, per_rope)
+        else:
+            context = Dim("context", min=1, max=limits.max_seq_len)
+            length = 1
+            module = _DecodeLayer(shape, as_vector=name == "decode_one")
+            extra = (make((example_batch, 1, 1, min(5, limits.max_seq_len)), torch.float32),)
+            dynamic = (rows, rows, rows, rows, rows | {3: context})
+        positions = torch.arange(length, device=device).expand(example_batch, length).contiguous()
+        rope = (example_batch, 1, length, shape.head_size)
+        inputs = (make((example_batch, length, shape.hidden)), positions, make(rope), make(rope))
+        inputs += (*extra, make(cache), make(cache), *weights)
+        dynamic = (*dynamic, rows, rows, (None,) * len(weights))
+    with torch.no_grad():
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return normed.to(x.dtype) * weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, GPT-NeoX style: halves, not pairs."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def _matrix_vector(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` in fp32 for a single row x, as one pass over `weight`."""
+    return (x.float().reshape(1, -1) * weight.float()).sum(-1)
+
+
+class _Layer(nn.Module):
+    def __init__(self, shape: LayerShape, as_vector: bool = False) -> None:
+        super().__init__()
+        self.shape = shape
+        self.as_vector = as_vector
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self.as_vector:
+            return F.linear(x, weight, bias)
+        y = _matrix_vector(x, weight)
+        if bias is not None:
+            y = y + bias.float()
+        return y.to(x.dtype).view(1, 1, -1)
+
+    def qkv(
+        self, h: Tensor, cos: Tensor, sin: Tensor, w: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated q (B, Q, S, D), rotated k and v (B, K, S, D)."""
+        s = self.shape
+        x = _rms_norm(h, w["input_layernorm.weight"], s.norm_epsilon)
+        qkv = self.linear(x, w["attention.qkv.weight"], w.get("attention.qkv.bias"))
+        sizes = [n * s.head_size for n in (s.heads, s.kv_heads, s.kv_heads)]
+        q, k, v = torch.split(qkv, sizes, -1)
+        q, k, v = (torch.unflatten(t, -1, (-1, s.head_size)).transpose(1, 2) for t in (q, k, v))
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def finish(self, h: Tensor, attended: Tensor, w: dict[str, Tensor]) -> Tensor:
+        """Output projection and MLP; `attended` is (B, Q, S, D)."""
+        merged = attended.transpose(1, 2).flatten(2)
+        h = h + self.linear(merged, w["attention.dense.weight"], w.get("attention.dense.bias"))
+        x = _rms_norm(h, w["post_layernorm.weight"], self.shape.norm_epsilon)
+        gated = F.silu(self.linear(x, w["mlp.fc.weight"])) * self.linear(x, w["mlp.gate.weight"])
+        return h + self.linear(gated, w["mlp.proj.weight"])
+
+    def named(self, weights: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip(self.shape.layer_weights(), weights, strict=True))
+
+    @staticmethod
+    def store(cache: Tensor, positions: Tensor, values: Tensor) -> None:
+        """cache (B, K, L, D)[b, :, positions[b, s]] = values (B, K, S, D)[b, :, s]."""
+        rows = torch.arange(cache.shape[0], device=cache.device)[:, None, None]
+        heads = torch.arange(cache.shape[1], device=cache.device)[None, :, None]
+        cache.index_put_((rows, heads, positions[:, None, :]), values)
+
+
+class _PrefillLayer(_Layer):
+    def forward(
+        self,
+        h: Tensor,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        w = self.named(weights)
+        q, k, v = self.qkv(h, cos, sin, w)
+        self.store(k_cache, positions, k)
+        self.store(v_cache, positions, v)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.finish(h, attended, w)
+
+
+class _DecodeLayer(_Layer):
+    def forward(
+        self,
+        h: Tensor,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        """`mask` (B, 1, 1, T) fp32 is added to the scores of the first T cache slots."""
+        w = self.named(weights)
+        q, k, v = self.qkv(h, cos, sin, w)
+        self.store(k_cache, positions, k)
+        self.store(v_cache, positions, v)
+        length = mask.shape[-1]
+        keys, values = k_cache[:, :, :length], v_cache[:, :, :length]
+        if self.as_vector:
+            return self.finish(h, self._attend_one(q, keys[0], values[0], mask[0, 0]), w)
+        attended = F.scaled_dot_product_attention(
+            q, keys, values, attn_mask=mask.to(q.dtype), enable_gqa=True
+        )
+        return self.finish(h, attended, w)
+
+    def _attend_one(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attention of one query in fp32; keys and values are (K, T, D)."""
+        s = self.shape
+        groups = q.reshape(s.kv_heads, s.heads // s.kv_heads, s.head_size).float()
+        groups = groups * s.head_size**-0.5
+        scores = (groups[:, :, None, :] * keys[:, None].float()).sum(-1) + mask
+        weights = torch.softmax(scores, -1)
+        mixed = (weights[..., None] * values[:, None].float()).sum(2)
+        return mixed.to(q.dtype).reshape(1, s.heads, 1, s.head_size)
+
+
+class _Head(nn.Module):
+    def __init__(self, shape: LayerShape, as_vector: bool) -> None:
+        super().__init__()
+        self.epsilon = shape.norm_epsilon
+        self.as_vector = as_vector
+
+    def forward(self, h: Tensor, norm: Tensor, lm_head: Tensor) -> Tensor:
+        """h (B, H) → fp32 logits (B, V)."""
+        x = _rms_norm(h, norm, self.epsilon)
+        if self.as_vector:
+            return _matrix_vector(x, lm_head).view(1, -1)
+        return F.linear(x, lm_head).float()

@@ -1,0 +1,194 @@
+"""Does the engine compute what the model computes?
+
+Three answers to the same prompts are compared, token by token and logit by logit: the engine's,
+the original model's in its own 16-bit type (eager PyTorch), and the original model's in fp32 along
+the 16-bit model's tokens. The 16-bit model's distance from fp32 is the rounding noise of this
+model on these prompts; an engine may be `rounding_factor` times as far from fp32, no more.
+
+Greedy tokens must be equal, with one excuse: where the engine first differs, the two candidates
+must be so close in fp32 that rounding explains it, that is, closer than twice the largest error
+the bound above allows at that step. After that first difference the two write different texts,
+so nothing further is compared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+
+# Below this the 16-bit model itself is as good as exact (a toy model, or an fp32 one), and a ratio
+# of two such numbers says nothing. In units of the fp32 logits' standard deviation.
+_NOISE_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One prompt's comparison.
+
+    Attributes:
+        job: Which engine job answered: alone or in a batch.
+        agreed_tokens: Greedy tokens equal to the reference's before the first difference.
+        compared_tokens: How many the reference generated.
+        near_tie: True when the first difference is explained by rounding.
+        rounding_ratio: RMS error of the engine's logits over RMS error of the 16-bit model's, both
+            against fp32, over the compared steps.
+        last_token_ratio: The same for the prompt's last token alone.
+        reason: Empty when the prompt passed.
+    """
+
+    job: str
+    prompt: int
+    agreed_tokens: int
+    compared_tokens: int
+    near_tie: bool
+    rounding_ratio: float
+    last_token_ratio: float
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        return not self.reason
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_logits(path: Path, steps: int, batch: int) -> Logits:
+    """Logits written by a run driver: fp32 (steps, batch, vocabulary)."""
+    return np.fromfile(path, dtype="<f4").reshape(steps, batch, -1)
+
+
+def compare(
+    job: str,
+    prompt: int,
+    *,
+    engine_tokens: list[int],
+    engine_logits: Logits,
+    reference_tokens: list[int],
+    reference_logits: Logits,
+    fp32_logits: Logits,
+    rounding_factor: float,
+) -> Verdict:
+    """Compare one prompt's answers; all logits are (steps, vocabulary)."""
+    agreed = 0
+    for mine, theirs in zip(engine_tokens, reference_tokens, strict=False):
+        if mine != theirs:
+            break
+        agreed += 1
+    differs = agreed < min(len(engine_tokens), len(reference_tokens))
+    # Up to and including the first difference both have read the same tokens.
+    steps = min(agreed + differs, len(engine_logits), len(fp32_logits))
+    exact = fp32_logits[:steps]
+    errors = engine_logits[:steps] - exact
+    noise = reference_logits[:steps] - exact
+    floor = _NOISE_FLOOR * float(exact.std())
+    ratio = _rms(errors) / max(_rms(noise), floor)
+    last_ratio = _rms(errors[0]) / max(_rms(noise[0]), floor)
+
+    reason, near_tie = "", False
+    if not np.isfinite(errors).all():
+        reason = "the engine's logits are not finite"
+    elif max(ratio, last_ratio) > rounding_factor:
+        reason = (
+            f"the engine's logits are {max(ratio, last_ratio):.1f} times as far from fp32 as the "
+            f"original 16-bit model's; {rounding_factor:g} are allowed"
+        )
+    elif differs:
+        gap = float(exact[agreed, reference_tokens[agreed]] - exact[agreed, engine_tokens[agreed]])
+        allowed = 2 * rounding_factor * max(float(np.abs(noise[agreed]).max()), floor)
+        near_tie = gap <= allowed
+        if not near_tie:
+            reason = (
+                f"token {agreed} is {engine_tokens[agreed]} instead of {reference_tokens[agreed]}, "
+                f"whose logit is {gap:.3f} higher in fp32; rounding explains {allowed:.3f}"
+            )
+    elif len(engine_tokens) != len(reference_tokens):
+        reason = f"{len(engine_tokens)} tokens instead of {len(reference_tokens)}"
+    return Verdict(
+        job=job,
+        prompt=prompt,
+        agreed_tokens=agreed,
+        compared_tokens=len(reference_tokens),
+        near_tie=near_tie,
+        rounding_ratio=ratio,
+        last_token_ratio=last_ratio,
+        reason=reason,
+    )
+
+
+def judge(
+    engine_jobs: list[dict[str, Any]],
+    engine_outputs: Mapping[str, Mapping[str, Any]],
+    reference_outputs: Mapping[str, Mapping[str, Any]],
+    *,
+    engine_logits_dir: Path,
+    reference_logits_dir: Path,
+    rounding_factor: float,
+) -> list[Verdict]:
+    """Compare every prompt of every engine job with the reference's answer to the same prompt.
+
+    Each engine job carries `reference_ids`: for each of its prompts, the id of the reference job
+    (one prompt each) that answered it.
+    """
+    verdicts = []
+    for job in engine_jobs:
+        output = engine_outputs[job["id"]]
+        steps, batch = len(output["step_s"][-1]), len(job["prompts"])
+        logits = read_logits(engine_logits_dir / output["logits"], steps, batch)
+        for row, reference_id in enumerate(job["reference_ids"]):
+            reference = reference_outputs[reference_id]
+            count = len(reference["step_s"][-1])
+            verdicts.append(
+                compare(
+                    job["id"],
+                    row,
+                    engine_tokens=output["tokens"][row],
+                    engine_logits=logits[:, row],
+                    reference_tokens=reference["tokens"][0],
+                    reference_logits=read_logits(
+                        reference_logits_dir / reference["logits"], count, 1
+                    )[:, 0],
+                    fp32_logits=read_logits(
+                        reference_logits_dir / reference["logits_fp32"], count, 1
+                    )[:, 0],
+                    rounding_factor=rounding_factor,
+                )
+            )
+    return verdicts
+
+
+def correctness_jobs(
+    prompts: list[list[int]], new_tokens: int, max_batch_size: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Jobs for the engine and for the reference.
+
+    The engine answers every prompt alone and, where it can, in batches: other code runs then. The
+    reference answers every prompt once.
+    """
+    reference: list[dict[str, Any]] = [
+        {"id": f"prompt-{n}", "prompts": [ids], "max_new_tokens": new_tokens, "logits": True}
+        for n, ids in enumerate(prompts)
+    ]
+    engine = [{**job, "reference_ids": [job["id"]]} for job in reference]
+    for first in range(0, len(prompts), max_batch_size):
+        group = prompts[first : first + max_batch_size]
+        if max_batch_size > 1 and len(group) > 1:
+            engine.append(
+                {
+                    "id": f"batch-{first}",
+                    "prompts": group,
+                    "max_new_tokens": new_tokens,
+                    "logits": True,
+                    "reference_ids": [f"prompt-{first + n}" for n in range(len(group))],
+                }
+            )
+    return engine, reference
+
+
+def _rms(values: Logits) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

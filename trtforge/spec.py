@@ -1,0 +1,341 @@
+"""BuildSpec: what a user asks for. It is the form in the Prefect UI and the file of the CLI.
+
+Unknown keys are errors with "did you mean". The models can be validated by anyone (Prefect, the
+API); `parse_spec` gives the errors of `trtforge.errors`, one line each.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from trtforge.errors import InputError
+
+AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+OptionValue = bool | int | float | str
+
+
+class SpecError(InputError):
+    """The spec is wrong; the message names the field, the value and what to type instead."""
+
+
+class SpecFileError(InputError):
+    """The spec file cannot be read, or is not YAML with a mapping at the top."""
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`Did you mean 'x'?`, or the known words when none is close."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}"
+
+
+class _FoundError(ValueError):
+    """A validator's finding; `field` is relative to the model that raised it."""
+
+    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}. {remedy}")
+        self.field = field
+        self.value = value
+        self.problem = problem
+        self.remedy = remedy
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            known = list(cls.model_fields)
+            for key in data:
+                if key not in known:
+                    raise _FoundError(
+                        str(key), data[key], "unknown key", did_you_mean(str(key), known)
+                    )
+        return data
+
+
+def _at(position: int) -> dict[str, Any]:
+    # On PostgreSQL the run form would otherwise order fields by the length of their names.
+    return {"position": position}
+
+
+class ModelSpec(_Part):
+    """Which weights."""
+
+    source: str = Field(
+        min_length=1,
+        title="Source",
+        description="hf://org/name@revision, a local directory, or s3://bucket/prefix",
+        json_schema_extra=_at(0),
+    )
+    name: ModelName | None = Field(
+        default=None,
+        title="Name",
+        description="Name the engine's aliases are filed under; taken from the source when empty",
+        json_schema_extra=_at(1),
+    )
+
+
+class CheckpointSpec(_Part):
+    """How the weights become a TensorRT-LLM checkpoint."""
+
+    dtype: Literal["bfloat16"] = Field(
+        default="bfloat16", description="Type of the weights", json_schema_extra=_at(0)
+    )
+    tp: int = Field(default=1, ge=1, description="Tensor-parallel ranks", json_schema_extra=_at(1))
+    pp: int = Field(
+        default=1, ge=1, description="Pipeline-parallel ranks", json_schema_extra=_at(2)
+    )
+
+
+class EngineSpec(_Part):
+    """What the engine must be able to do."""
+
+    backend: Literal["aoti"] = Field(
+        default="aoti",
+        description="aoti: PyTorch AOTInductor, on a CPU or a CUDA GPU",
+        json_schema_extra=_at(0),
+    )
+    max_batch_size: int = Field(
+        default=4, ge=1, le=4096, description="Sequences at once", json_schema_extra=_at(1)
+    )
+    max_input_len: int = Field(
+        default=384, ge=2, description="Tokens in one prompt", json_schema_extra=_at(2)
+    )
+    max_seq_len: int = Field(
+        default=512,
+        ge=3,
+        description="Tokens in one sequence, prompt and output together",
+        json_schema_extra=_at(3),
+    )
+    max_num_tokens: int = Field(
+        default=1024,
+        ge=2,
+        description="Tokens in one forward pass, over all sequences",
+        json_schema_extra=_at(4),
+    )
+    options: dict[str, OptionValue] = Field(
+        default_factory=dict,
+        description="Options of the backend; aoti: device (auto, cpu, cuda), threads (0 = all)",
+        json_schema_extra=_at(5),
+    )
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if self.max_input_len > self.max_seq_len:
+            raise _FoundError(
+                "max_input_len",
+                self.max_input_len,
+                f"a prompt of that length does not fit into max_seq_len {self.max_seq_len}",
+                f"Use at most {self.max_seq_len}, or raise max_seq_len",
+            )
+        if self.max_num_tokens < self.max_input_len:
+            raise _FoundError(
+                "max_num_tokens",
+                self.max_num_tokens,
+                f"a forward pass must hold one prompt of max_input_len {self.max_input_len}",
+                f"Use at least {self.max_input_len}",
+            )
+        return self
+
+
+class Workload(_Part):
+    """One shape of request: every prompt and every output has exactly these lengths."""
+
+    input_tokens: int = Field(ge=1, description="Tokens in", json_schema_extra=_at(0))
+    output_tokens: int = Field(ge=2, description="Tokens out", json_schema_extra=_at(1))
+
+
+class BenchmarkSpec(_Part):
+    """What is measured."""
+
+    workload: Workload = Field(
+        default=Workload(input_tokens=128, output_tokens=32),
+        description="Lengths of each request",
+        json_schema_extra=_at(0),
+    )
+    concurrency: tuple[int, ...] = Field(
+        default=(),
+        description="Requests at once, one measurement each; empty: 1 and engine.max_batch_size",
+        json_schema_extra=_at(1),
+    )
+    warmups: int = Field(default=1, ge=1, description="Runs thrown away", json_schema_extra=_at(2))
+    repeats: int = Field(default=3, ge=1, description="Runs measured", json_schema_extra=_at(3))
+    seed: int = Field(default=0, ge=0, description="Of the prompts", json_schema_extra=_at(4))
+
+
+class GatesSpec(_Part):
+    """What an engine must pass before it is published."""
+
+    prompts: tuple[str, ...] = Field(
+        default=(
+            "How do I count to nine in French?",
+            "Name three things that float on water.",
+            "The capital of Japan is",
+        ),
+        min_length=1,
+        description="Prompts whose greedy output is compared with the original model's",
+        json_schema_extra=_at(0),
+    )
+    new_tokens: int = Field(
+        default=24, ge=1, description="Tokens compared for each prompt", json_schema_extra=_at(1)
+    )
+    rounding_factor: float = Field(
+        default=2.0,
+        gt=0,
+        description="How many times the original 16-bit model's own rounding error (its distance "
+        "from fp32) the engine may be away from fp32",
+        json_schema_extra=_at(2),
+    )
+
+
+class PublishSpec(_Part):
+    """Under which names, and what the published copy is asked before it gets them."""
+
+    aliases: tuple[AliasName, ...] = Field(
+        default=("latest",),
+        description="Pointers moved to the new engine, per model, GPU and backend",
+        json_schema_extra=_at(0),
+    )
+    prompt: str = Field(
+        default="How do I count to nine in French?",
+        min_length=1,
+        description="Put to the published copy, downloaded to an empty directory",
+        json_schema_extra=_at(1),
+    )
+    max_output_len: int = Field(
+        default=100, ge=1, description="Tokens of its answer", json_schema_extra=_at(2)
+    )
+
+
+class BuildSpec(_Part):
+    """One engine to build."""
+
+    model: ModelSpec = Field(title="Model", json_schema_extra=_at(0))
+    checkpoint: CheckpointSpec = Field(
+        default=CheckpointSpec(), title="Checkpoint", json_schema_extra=_at(1)
+    )
+    engine: EngineSpec = Field(default=EngineSpec(), title="Engine", json_schema_extra=_at(2))
+    benchmark: BenchmarkSpec = Field(
+        default=BenchmarkSpec(), title="Benchmark", json_schema_extra=_at(3)
+    )
+    gates: GatesSpec = Field(default=GatesSpec(), title="Gates", json_schema_extra=_at(4))
+    publish: PublishSpec = Field(default=PublishSpec(), title="Publish", json_schema_extra=_at(5))
+
+    def concurrencies(self) -> tuple[int, ...]:
+        """The numbers of requests at once to measure, smallest first."""
+        return tuple(sorted(set(self.benchmark.concurrency or (1, self.engine.max_batch_size))))
+
+    @model_validator(mode="after")
+    def _benchmark_fits_engine(self) -> Self:
+        engine, load = self.engine, self.benchmark.workload
+        for concurrency in self.benchmark.concurrency:
+            if not 1 <= concurrency <= engine.max_batch_size:
+                raise _FoundError(
+                    "benchmark.concurrency",
+                    concurrency,
+                    f"the engine takes 1 to {engine.max_batch_size} sequences at once",
+                    "Choose within that, or raise engine.max_batch_size",
+                )
+        if load.input_tokens > engine.max_input_len:
+            raise _FoundError(
+                "benchmark.workload.input_tokens",
+                load.input_tokens,
+                f"the engine takes prompts of {engine.max_input_len} tokens at most",
+                "Shorten the workload, or raise engine.max_input_len",
+            )
+        total = load.input_tokens + load.output_tokens
+        if total > engine.max_seq_len:
+            raise _FoundError(
+                "benchmark.workload",
+                f"{load.input_tokens}+{load.output_tokens}",
+                f"the engine takes {engine.max_seq_len} tokens in a sequence, this is {total}",
+                "Shorten the workload, or raise engine.max_seq_len",
+            )
+        return self
+
+
+def parse_spec(data: object) -> BuildSpec:
+    """Validate plain data (from YAML or JSON).
+
+    Raises:
+        SpecError: for the first problem found.
+    """
+    try:
+        return BuildSpec.model_validate(data)
+    except ValidationError as error:
+        raise _first_problem(error) from error
+
+
+def load_spec(path: Path) -> BuildSpec:
+    """Read a spec from a YAML (or JSON) file.
+
+    Raises:
+        SpecFileError: the file cannot be read or is not a YAML mapping.
+        SpecError: the spec in it is wrong.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise SpecFileError(
+            f"the spec cannot be read ({problem})",
+            field="SPEC",
+            value=str(path),
+            remedy="Give a readable YAML file",
+        ) from error
+    if not isinstance(data, dict):
+        raise SpecFileError(
+            "the spec must be a YAML mapping",
+            field="SPEC",
+            value=str(path),
+            remedy="Begin with 'model:' and its 'source:'",
+        )
+    return parse_spec(data)
+
+
+def _first_problem(error: ValidationError) -> SpecError:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    found = first.get("ctx", {}).get("error")
+    if isinstance(found, _FoundError):
+        return SpecError(
+            found.problem,
+            field=".".join([*where, found.field]),
+            value=found.value,
+            remedy=found.remedy,
+        )
+    field = ".".join(where)
+    description = _describe(BuildSpec, where)
+    if first["type"] == "missing":
+        return SpecError(
+            "this field is required", field=field, value=None, remedy=f"Give it: {description}"
+        )
+    problem = first["msg"][0].lower() + first["msg"][1:]
+    return SpecError(problem, field=field, value=first["input"], remedy=f"Expected: {description}")
+
+
+def _describe(model: type[BaseModel], where: list[str]) -> str:
+    """The description of the innermost described field on the path `where`."""
+    description = "a mapping with " + ", ".join(model.model_fields)
+    current: Any = model
+    for part in where:
+        info = getattr(current, "model_fields", {}).get(part)
+        if info is None:
+            break
+        description = info.description or description
+        current = info.annotation
+    return description

@@ -22,13 +22,15 @@ class FileRef:
     sha256: str
 
     def __post_init__(self) -> None:
-        parts = PurePosixPath(self.path).parts
-        if not parts or self.path.startswith("/") or ".." in parts or "\\" in self.path:
+        path = PurePosixPath(self.path)
+        # One file has one name: "a//b" and "./a" would give the same files another digest.
+        unusual = str(path) != self.path or "\\" in self.path or "\0" in self.path
+        if not path.parts or path.is_absolute() or ".." in path.parts or unusual:
             raise UnsafePathError(
                 "a file of a set must lie inside its directory",
                 field="path",
                 value=self.path,
-                remedy="Use a relative path without '..'",
+                remedy="Use a plain relative path, without '..', '.', '//' or a backslash",
             )
 
     def to_json(self) -> dict[str, Any]:

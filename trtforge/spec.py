@@ -52,7 +52,9 @@ class _FoundError(ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -224,16 +226,37 @@ class PublishSpec(_Part):
 class BuildSpec(_Part):
     """One engine to build."""
 
-    model: ModelSpec = Field(title="Model", json_schema_extra=_at(0))
+    model: ModelSpec = Field(title="Model", description="Which weights", json_schema_extra=_at(0))
     checkpoint: CheckpointSpec = Field(
-        default=CheckpointSpec(), title="Checkpoint", json_schema_extra=_at(1)
+        default=CheckpointSpec(),
+        title="Checkpoint",
+        description="How the weights become a TensorRT-LLM checkpoint",
+        json_schema_extra=_at(1),
     )
-    engine: EngineSpec = Field(default=EngineSpec(), title="Engine", json_schema_extra=_at(2))
+    engine: EngineSpec = Field(
+        default=EngineSpec(),
+        title="Engine",
+        description="What the engine must be able to do",
+        json_schema_extra=_at(2),
+    )
     benchmark: BenchmarkSpec = Field(
-        default=BenchmarkSpec(), title="Benchmark", json_schema_extra=_at(3)
+        default=BenchmarkSpec(),
+        title="Benchmark",
+        description="What is measured",
+        json_schema_extra=_at(3),
     )
-    gates: GatesSpec = Field(default=GatesSpec(), title="Gates", json_schema_extra=_at(4))
-    publish: PublishSpec = Field(default=PublishSpec(), title="Publish", json_schema_extra=_at(5))
+    gates: GatesSpec = Field(
+        default=GatesSpec(),
+        title="Gates",
+        description="What an engine must pass before it is published",
+        json_schema_extra=_at(4),
+    )
+    publish: PublishSpec = Field(
+        default=PublishSpec(),
+        title="Publish",
+        description="Under which names, after which last test",
+        json_schema_extra=_at(5),
+    )
 
     def concurrencies(self) -> tuple[int, ...]:
         """The numbers of requests at once to measure, smallest first."""
@@ -318,24 +341,28 @@ def _first_problem(error: ValidationError) -> SpecError:
             value=found.value,
             remedy=found.remedy,
         )
+    problem = first["msg"][0].lower() + first["msg"][1:]
+    if where[:2] == ["engine", "options"] and len(where) > 3:
+        # One error for each type a value may have, with the type's name as a fourth part.
+        where, problem = where[:3], "an option is true or false, a number or a text"
     field = ".".join(where)
     description = _describe(BuildSpec, where)
     if first["type"] == "missing":
         return SpecError(
             "this field is required", field=field, value=None, remedy=f"Give it: {description}"
         )
-    problem = first["msg"][0].lower() + first["msg"][1:]
     return SpecError(problem, field=field, value=first["input"], remedy=f"Expected: {description}")
 
 
 def _describe(model: type[BaseModel], where: list[str]) -> str:
-    """The description of the innermost described field on the path `where`."""
+    """What belongs at the path `where`: a mapping's keys, or the innermost field's description."""
     description = "a mapping with " + ", ".join(model.model_fields)
     current: Any = model
     for part in where:
         info = getattr(current, "model_fields", {}).get(part)
         if info is None:
             break
-        description = info.description or description
         current = info.annotation
+        keys = getattr(current, "model_fields", None)
+        description = "a mapping with " + ", ".join(keys) if keys else info.description
     return description

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as RawTokenizer
 
@@ -33,6 +35,7 @@ class ModelTokenizer:
     """The tokenizer of one model directory; `open_tokenizer` makes it."""
 
     def __init__(self, directory: Path) -> None:
+        self._directory = directory
         try:
             self._raw = RawTokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the library raises bare Exception
@@ -66,7 +69,9 @@ class ModelTokenizer:
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationTag],
         )
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
@@ -74,16 +79,20 @@ class ModelTokenizer:
             value, ensure_ascii=False, indent=indent
         )
         special = {
-            name: _token_text(self._config.get(name))
+            name: text
             for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            # A token the model lacks stays undefined: None would be rendered as "None".
+            if (text := _token_text(self._config.get(name))) is not None
         }
         try:
             return environment.from_string(self._template or "").render(
-                messages=messages, add_generation_prompt=True, **special
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
             )
-        except TemplateError as error:
+        except Exception as error:  # a template can raise whatever Python can
             raise TokenizerError(
-                f"the chat template failed ({error})",
+                f"the chat template failed ({type(error).__name__}: {error})",
+                field="model.source",
+                value=str(self._directory),
                 remedy="Mend the model's chat_template",
             ) from error
 
@@ -101,7 +110,15 @@ def open_tokenizer(directory: Path) -> ModelTokenizer | None:
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(
+                f"{file.name} is not UTF-8 ({error})",
+                field="model.source",
+                value=str(file),
+                remedy="Fetch the file again",
+            ) from error
     template = config.get("chat_template")
     if isinstance(template, list):
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
@@ -134,6 +151,17 @@ def _as_list(value: object) -> list[int]:
     if isinstance(value, int):
         return [value]
     return [v for v in value if isinstance(v, int)] if isinstance(value, list) else []
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}` marks what a model wrote, for training; here it marks nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
 
 
 def _refuse(message: str) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trtforge.errors import BuildError
+
 FORMULAS = {
     "ttft_s": "first token - request start",
     "itl_s": "(last token - first token) / (output tokens - 1)",
@@ -42,7 +44,7 @@ class Measurement:
         return cls(**data)
 
 
-class ShortOutputError(ValueError):
+class ShortOutputError(BuildError):
     """A request did not generate every token: its times would not be comparable."""
 
 
@@ -56,7 +58,10 @@ def measure(job: Mapping[str, Any], output: Mapping[str, Any]) -> Measurement:
     times: Sequence[Sequence[float]] = output["step_s"]
     for repeat in times:
         if len(repeat) != wanted:
-            raise ShortOutputError(f"{job['id']}: {len(repeat)} tokens instead of {wanted}")
+            raise ShortOutputError(
+                f"{job['id']} gave {len(repeat)} tokens instead of {wanted}, its times say nothing",
+                remedy="Build the engine again; it must not stop before it is told to",
+            )
     throughputs = [concurrency * wanted / repeat[-1] for repeat in times]
     return Measurement(
         concurrency=concurrency,

@@ -9,8 +9,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from trtforge.errors import BuildError
 from trtforge.progress import OnProgress, Progress, ignore
@@ -20,6 +21,7 @@ _LOG_TAIL_LINES = 8
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 OnLog = Callable[[str], None]
+_News = TypeVar("_News")
 
 
 class DriverFailedError(BuildError):
@@ -67,7 +69,8 @@ def run_driver(
         timeout_s: Seconds before the driver is ended.
         python: The toolchain's interpreter.
         environment: Variables set for the driver, over this process's own.
-        on_progress: Called from another thread.
+        on_progress: Called from another thread. An exception it raises ends the driver and is
+            raised here; the same holds for `on_log`.
         on_log: Called from another thread with each line of the log.
 
     Raises:
@@ -78,6 +81,9 @@ def run_driver(
         ToolchainMissingError: `python` cannot be started.
     """
     name = module.rsplit(".", 1)[-1]
+    # The driver has a working directory of its own.
+    work_dir = work_dir.absolute()
+    interpreter = python.absolute() if len(python.parts) > 1 else python
     log_path = work_dir / f"{name}.log"
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work_dir) as scratch_name:
         scratch = Path(scratch_name)
@@ -87,7 +93,7 @@ def run_driver(
         request_path.write_text(json.dumps(request))
         try:
             process = subprocess.Popen(
-                [str(python), "-m", module, str(request_path), str(result_path)],
+                [str(interpreter), "-m", module, str(request_path), str(result_path)],
                 cwd=scratch,
                 env={**os.environ, **(environment or {}), "PYTHONPATH": str(scratch)},
                 stdin=subprocess.PIPE,
@@ -104,9 +110,8 @@ def run_driver(
                 value=str(python),
                 remedy="Point it at the python of the environment the toolchain is installed in",
             ) from error
-        failure: dict[str, str] = {}
-        tail: list[str] = []
-        readers = _start_readers(process, log_path, on_progress, on_log, failure, tail)
+        heard = _Heard()
+        readers = _start_readers(process, log_path, on_progress, on_log, heard)
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
@@ -118,7 +123,18 @@ def run_driver(
             _end_group(process)
             for reader in readers:
                 reader.join(_TERM_GRACE_S)
-        return _read_result(process.returncode, result_path, name, log_path, failure, tail)
+        if heard.callback_errors:
+            raise heard.callback_errors[0]
+        return _read_result(process.returncode, result_path, name, log_path, heard)
+
+
+@dataclass
+class _Heard:
+    """What the reading threads learned."""
+
+    failure: dict[str, str] = field(default_factory=dict)
+    tail: list[str] = field(default_factory=list)
+    callback_errors: list[Exception] = field(default_factory=list)
 
 
 def _start_readers(
@@ -126,19 +142,26 @@ def _start_readers(
     log_path: Path,
     on_progress: OnProgress,
     on_log: OnLog,
-    failure: dict[str, str],
-    tail: list[str],
+    heard: _Heard,
 ) -> list[threading.Thread]:
+    def tell(listen: Callable[[_News], None], news: _News) -> None:
+        # Whatever happens, go on reading: a driver whose output nobody reads stands still.
+        if heard.callback_errors:
+            return
+        try:
+            listen(news)
+        except Exception as error:
+            heard.callback_errors.append(error)
+            _signal_group(process.pid, signal.SIGTERM)
+
     def read_protocol(stream: IO[str]) -> None:
         for line in stream:
-            try:
-                message = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if "progress" in message:
-                on_progress(Progress(**message["progress"]))
-            elif "error" in message:
-                failure.update(message["error"])
+            # Anything else was printed by a library before the driver took stdout for itself.
+            match _json_or_none(line):
+                case {"progress": dict(progress)}:
+                    tell(lambda facts: on_progress(Progress(**facts)), progress)
+                case {"error": dict(failure)}:
+                    heard.failure.update(failure)
 
     def read_log(stream: IO[str]) -> None:
         with log_path.open("a", encoding="utf-8") as log:
@@ -146,9 +169,9 @@ def _start_readers(
                 log.write(line)
                 log.flush()
                 if line.strip():
-                    tail.append(line.rstrip())
-                    del tail[:-_LOG_TAIL_LINES]
-                    on_log(line.rstrip())
+                    heard.tail.append(line.rstrip())
+                    del heard.tail[:-_LOG_TAIL_LINES]
+                    tell(on_log, line.rstrip())
 
     assert process.stdout is not None
     assert process.stderr is not None
@@ -159,6 +182,13 @@ def _start_readers(
     for reader in readers:
         reader.start()
     return readers
+
+
+def _json_or_none(line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _end_group(process: "subprocess.Popen[str]") -> None:
@@ -183,10 +213,10 @@ def _read_result(
     result_path: Path,
     name: str,
     log_path: Path,
-    failure: Mapping[str, str],
-    tail: list[str],
+    heard: _Heard,
 ) -> dict[str, Any]:
-    if failure:
+    if heard.failure:
+        failure = heard.failure
         error = DriverFailedError(
             f"{name}: {failure['problem']}",
             remedy=failure["remedy"] or f"The whole log is in {log_path}",
@@ -203,7 +233,7 @@ def _read_result(
         raise DriverKilledError(f"{name} was ended by {number}", remedy=hint)
     if exit_code != 0:
         raise DriverFailedError(
-            f"{name} ended with exit code {exit_code}: {' | '.join(tail) or 'no output'}",
+            f"{name} ended with exit code {exit_code}: {' | '.join(heard.tail) or 'no output'}",
             remedy=f"The whole log is in {log_path}",
         )
     try:

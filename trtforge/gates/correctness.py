@@ -24,6 +24,8 @@ Logits = npt.NDArray[np.float32]
 # Below this the 16-bit model itself is as good as exact (a toy model, or an fp32 one), and a ratio
 # of two such numbers says nothing. In units of the fp32 logits' standard deviation.
 _NOISE_FLOOR = 1e-3
+# For logits that do not vary at all.
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Verdict:
         compared_tokens: How many the reference generated.
         near_tie: True when the first difference is explained by rounding.
         rounding_ratio: RMS error of the engine's logits over RMS error of the 16-bit model's, both
-            against fp32, over the compared steps.
+            against fp32, over the compared steps; None where there was nothing finite to compare.
         last_token_ratio: The same for the prompt's last token alone.
         reason: Empty when the prompt passed.
     """
@@ -46,8 +48,8 @@ class Verdict:
     agreed_tokens: int
     compared_tokens: int
     near_tie: bool
-    rounding_ratio: float
-    last_token_ratio: float
+    rounding_ratio: float | None
+    last_token_ratio: float | None
     reason: str
 
     @property
@@ -76,39 +78,40 @@ def compare(
 ) -> Verdict:
     """Compare one prompt's answers; all logits are (steps, vocabulary)."""
     agreed = 0
-    for mine, theirs in zip(engine_tokens, reference_tokens, strict=False):
-        if mine != theirs:
+    for token, expected in zip(engine_tokens, reference_tokens, strict=False):
+        if token != expected:
             break
         agreed += 1
     differs = agreed < min(len(engine_tokens), len(reference_tokens))
     # Up to and including the first difference both have read the same tokens.
     steps = min(agreed + differs, len(engine_logits), len(fp32_logits))
-    exact = fp32_logits[:steps]
-    errors = engine_logits[:steps] - exact
-    noise = reference_logits[:steps] - exact
-    floor = _NOISE_FLOOR * float(exact.std())
-    ratio = _rms(errors) / max(_rms(noise), floor)
-    last_ratio = _rms(errors[0]) / max(_rms(noise[0]), floor)
-
-    reason, near_tie = "", False
-    if not np.isfinite(errors).all():
-        reason = "the engine's logits are not finite"
-    elif max(ratio, last_ratio) > rounding_factor:
-        reason = (
-            f"the engine's logits are {max(ratio, last_ratio):.1f} times as far from fp32 as the "
-            f"original 16-bit model's; {rounding_factor:g} are allowed"
-        )
-    elif differs:
-        gap = float(exact[agreed, reference_tokens[agreed]] - exact[agreed, engine_tokens[agreed]])
-        allowed = 2 * rounding_factor * max(float(np.abs(noise[agreed]).max()), floor)
-        near_tie = gap <= allowed
-        if not near_tie:
+    mine, theirs, exact = (
+        logits[:steps] for logits in (engine_logits, reference_logits, fp32_logits)
+    )
+    reason = _incomparable(mine, theirs, exact)
+    near_tie, ratio, last_ratio = False, None, None
+    if not reason:
+        errors, noise = mine - exact, theirs - exact
+        floor = max(_NOISE_FLOOR * float(exact.std()), _TINY)
+        ratio = _rms(errors) / max(_rms(noise), floor)
+        last_ratio = _rms(errors[0]) / max(_rms(noise[0]), floor)
+        if max(ratio, last_ratio) > rounding_factor:
             reason = (
-                f"token {agreed} is {engine_tokens[agreed]} instead of {reference_tokens[agreed]}, "
-                f"whose logit is {gap:.3f} higher in fp32; rounding explains {allowed:.3f}"
+                f"the engine's logits are {max(ratio, last_ratio):.1f} times as far from fp32 as "
+                f"the original 16-bit model's; {rounding_factor:g} are allowed"
             )
-    elif len(engine_tokens) != len(reference_tokens):
-        reason = f"{len(engine_tokens)} tokens instead of {len(reference_tokens)}"
+        elif len(engine_tokens) != len(reference_tokens):
+            reason = f"{len(engine_tokens)} tokens instead of {len(reference_tokens)}"
+        elif differs:
+            wanted, given = reference_tokens[agreed], engine_tokens[agreed]
+            gap = float(exact[agreed, wanted] - exact[agreed, given])
+            allowed = 2 * rounding_factor * max(float(np.abs(noise[agreed]).max()), floor)
+            near_tie = gap <= allowed
+            if not near_tie:
+                reason = (
+                    f"token {agreed} is {given} instead of {wanted}, whose logit is {gap:.3f} "
+                    f"higher in fp32; rounding explains {allowed:.3f}"
+                )
     return Verdict(
         job=job,
         prompt=prompt,
@@ -188,6 +191,18 @@ def correctness_jobs(
                 }
             )
     return engine, reference
+
+
+def _incomparable(mine: Logits, theirs: Logits, exact: Logits) -> str:
+    if not len(mine):
+        return "the engine gave no token"
+    if mine.shape != exact.shape:
+        return f"the engine's logits are of {mine.shape[1]} tokens instead of {exact.shape[1]}"
+    if not np.isfinite(mine).all():
+        return "the engine's logits are not finite"
+    if not (np.isfinite(theirs).all() and np.isfinite(exact).all()):
+        return "the original model's own logits are not finite: there is nothing to compare with"
+    return ""
 
 
 def _rms(values: Logits) -> float:

@@ -21,7 +21,7 @@ from trtforge.store.aliases import AliasChange, Aliases, AliasMove, AliasRecord
 from trtforge.store.blobs import Blobs, PutSummary
 from trtforge.store.cache import BlobCache
 from trtforge.store.client import Checksums, S3Client, make_client
-from trtforge.store.layout import AliasName, run_key
+from trtforge.store.layout import AliasName, manifest_key, run_key
 from trtforge.store.manifests import (
     Manifest,
     ManifestCore,
@@ -234,6 +234,10 @@ class Store:
             ManifestIdError: Its content does not match its id.
         """
         return self._manifests.get(engine_id)
+
+    def manifest_uri(self, engine_id: str) -> str:
+        """The `s3://` address of an engine's manifest."""
+        return self._bucket.uri(manifest_key(engine_id))
 
     def list_manifests(self) -> Iterator[Manifest]:
         """All engines, the newest first; unreadable ones are left out with a warning."""

@@ -46,7 +46,7 @@ class CompileCache:
                 return cls._read(archive)
         except FileNotFoundError:
             return cls(), ""
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        except Exception as error:  # zipfile raises a dozen kinds for damaged archives
             return cls(), f"unreadable cache, using a fresh one ({type(error).__name__}: {error})"
 
     @classmethod
@@ -57,11 +57,15 @@ class CompileCache:
         entries: dict[str, Entry] = {}
         complaint = ""
         for key, described in index["entries"].items():
-            files = {name: archive.read(f"{key}/{name}") for name in described["files"]}
-            if {n: _sha256(data) for n, data in files.items()} != described["files"]:
+            try:
+                files = {name: archive.read(f"{key}/{name}") for name in described["files"]}
+                whole = {n: _sha256(data) for n, data in files.items()} == described["files"]
+            except Exception:  # see load
+                whole = False
+            if whole:
+                entries[key] = Entry(described["graph"], described["compile_s"], files)
+            else:
                 complaint = f"entry {key[:12]} does not match its digest and was dropped"
-                continue
-            entries[key] = Entry(described["graph"], described["compile_s"], files)
         return cls(entries), complaint
 
     def get(self, key: str) -> "Entry | None":

@@ -12,12 +12,13 @@ Graphs, by name:
 
 * `prefill`: B prompts of S tokens each, right-padded; attention is causal among them.
 * `decode`: one token for each of B sequences, against the cache.
-* `decode_one`: the same for B = 1, with matrix-vector products written so that Inductor makes one
-  pass over the weights of them: on a CPU that is about twice as fast as the GEMM library.
 * `head`: final norm and vocabulary projection of the last hidden state of B sequences.
-* `head_one`: the same for B = 1, as a matrix-vector product.
+* `decode_one`, `head_one`, `decode_few`, `head_few`: the same for exactly 1 and for exactly
+  `FEW` sequences, with products written row by row, so that Inductor makes one pass over the
+  weights of them. On a CPU that is twice as fast as the GEMM library at these sizes.
 """
 
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+FEW = 4
+"""Batch size of the `_few` graphs; smaller batches are padded to it."""
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -99,14 +103,31 @@ class Limits:
         # export does not make "shorter than the cache" a condition of its own.
         return self.max_seq_len + 1
 
+    @property
+    def few(self) -> int:
+        """Batch size of the `_few` graphs."""
+        return min(FEW, self.max_batch_size)
+
 
 def graph_names(limits: Limits, device: str) -> tuple[str, ...]:
     """The graphs an engine needs on `device` (`cpu` or `cuda`)."""
     if device == "cuda":
         return ("prefill", "decode", "head")
-    if limits.max_batch_size == 1:
-        return ("prefill", "decode_one", "head_one")
-    return ("prefill", "decode", "decode_one", "head", "head_one")
+    names = ["prefill", "decode_one", "head_one"]
+    if limits.max_batch_size > 1:
+        names += ["decode_few", "head_few"]
+    if limits.max_batch_size > FEW:
+        names += ["decode", "head"]
+    return tuple(names)
+
+
+def variant(name: str, batch: int, available: Container[str], limits: Limits) -> tuple[str, int]:
+    """Which graph runs `name` (`decode` or `head`) for `batch` sequences, padded to how many."""
+    if batch == 1 and f"{name}_one" in available:
+        return f"{name}_one", 1
+    if batch <= limits.few and f"{name}_few" in available:
+        return f"{name}_few", limits.few
+    return name, batch
 
 
 def identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any]:
@@ -117,7 +138,9 @@ def identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any]:
     facts: dict[str, Any] = {"graph": name, "shape": described}
     if name in ("prefill", "decode", "head"):
         facts["max_batch_size"] = limits.max_batch_size
-    if name in ("prefill", "decode", "decode_one"):
+    if name.endswith("_few"):
+        facts["few"] = limits.few
+    if not name.startswith("head"):
         facts["max_seq_len"] = limits.max_seq_len
     if name == "prefill":
         facts["max_input_len"] = limits.max_input_len
@@ -126,16 +149,19 @@ def identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any]:
 
 def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> ExportedProgram:
     """Trace graph `name` with its dynamic dimensions: batch, prompt length, context length."""
-    batched = limits.max_batch_size > 1 and not name.endswith("_one")
-    batch = Dim("batch", min=1, max=limits.max_batch_size) if batched else None
+    fixed_batch = {"one": 1, "few": limits.few}.get(name.rpartition("_")[2])
+    if limits.max_batch_size == 1:
+        fixed_batch = 1
+    batch = None if fixed_batch else Dim("batch", min=1, max=limits.max_batch_size)
     # Sizes of 1 would be taken for constants.
-    example_batch = min(3, limits.max_batch_size) if batched else 1
+    example_batch = fixed_batch or min(3, limits.max_batch_size)
+    by_rows = name.endswith(("_one", "_few"))
 
     def make(size: tuple[int, ...], dtype: torch.dtype = shape.torch_dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=device)
 
     if name.startswith("head"):
-        module: nn.Module = _Head(shape, as_vector=name == "head_one")
+        module: nn.Module = _Head(shape, by_rows)
         inputs: tuple[Tensor, ...] = (
             make((example_batch, shape.hidden)),
             make((shape.hidden,)),
@@ -156,7 +182,7 @@ def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> E
         else:
             context = Dim("context", min=1, max=limits.max_seq_len)
             length = 1
-            module = _DecodeLayer(shape, as_vector=name == "decode_one")
+            module = _DecodeLayer(shape, by_rows)
             extra = (make((example_batch, 1, 1, min(5, limits.max_seq_len)), torch.float32),)
             dynamic = (rows, rows, rows, rows, rows | {3: context})
         positions = torch.arange(length, device=device).expand(example_batch, length).contiguous()
@@ -180,24 +206,32 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
 
 
-def _matrix_vector(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` in fp32 for a single row x, as one pass over `weight`."""
-    return (x.float().reshape(1, -1) * weight.float()).sum(-1)
+def _rows_times(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` in fp32 for a few rows x (B, K), fused into one pass over `weight` (N, K)."""
+    wide = weight.float()
+    return torch.stack([(row * wide).sum(-1) for row in _in_memory(x.float()).unbind(0)])
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    # Otherwise Inductor would compute x (the norm, say) anew for each of the N rows of a weight.
+    # as_strided can only be a view of memory, so what it is applied to is written out.
+    return torch.as_strided(x, x.shape, x.stride())
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: LayerShape, as_vector: bool = False) -> None:
+    def __init__(self, shape: LayerShape, by_rows: bool = False) -> None:
         super().__init__()
         self.shape = shape
-        self.as_vector = as_vector
+        self.by_rows = by_rows
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not self.as_vector:
+        """x (B, S, K) → (B, S, N); S is 1 where `by_rows`."""
+        if not self.by_rows:
             return F.linear(x, weight, bias)
-        y = _matrix_vector(x, weight)
+        y = _rows_times(x[:, 0], weight)
         if bias is not None:
             y = y + bias.float()
-        return y.to(x.dtype).view(1, 1, -1)
+        return y.to(x.dtype)[:, None]
 
     def qkv(
         self, h: Tensor, cos: Tensor, sin: Tensor, w: dict[str, Tensor]
@@ -268,7 +302,7 @@ class _DecodeLayer(_Layer):
         self.store(v_cache, positions, v)
         length = mask.shape[-1]
         keys, values = k_cache[:, :, :length], v_cache[:, :, :length]
-        if self.as_vector:
+        if len(h) == 1 and self.by_rows:
             return self.finish(h, self._attend_one(q, keys[0], values[0], mask[0, 0]), w)
         attended = F.scaled_dot_product_attention(
             q, keys, values, attn_mask=mask.to(q.dtype), enable_gqa=True
@@ -287,14 +321,14 @@ class _DecodeLayer(_Layer):
 
 
 class _Head(nn.Module):
-    def __init__(self, shape: LayerShape, as_vector: bool) -> None:
+    def __init__(self, shape: LayerShape, by_rows: bool) -> None:
         super().__init__()
         self.epsilon = shape.norm_epsilon
-        self.as_vector = as_vector
+        self.by_rows = by_rows
 
     def forward(self, h: Tensor, norm: Tensor, lm_head: Tensor) -> Tensor:
         """h (B, H) → fp32 logits (B, V)."""
         x = _rms_norm(h, norm, self.epsilon)
-        if self.as_vector:
-            return _matrix_vector(x, lm_head).view(1, -1)
+        if self.by_rows:
+            return _rows_times(x, lm_head)
         return F.linear(x, lm_head).float()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trtforge.engines.aoti.graphs import LayerShape, Limits
+from trtforge.engines.aoti.graphs import LayerShape, Limits, variant
 from trtforge.engines.driver_main import DriverError
 
 
@@ -24,6 +24,15 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise DriverError(
+                "bad-sampling",
+                f"temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p:g} "
+                "is no way to choose a token",
+                "Use a temperature and top_k of 0 or more, and a top_p above 0 and up to 1",
+            )
 
 
 @dataclass
@@ -110,11 +119,11 @@ class Engine:
                 "Give at least one of each",
             )
         vocab = self._model["vocab_size"]
-        worst = max(max(p) for p in prompts)
-        if worst >= vocab or min(min(p) for p in prompts) < 0:
+        worst = next((t for p in prompts for t in p if not 0 <= t < vocab), None)
+        if worst is not None:
             raise DriverError(
                 "token-out-of-range",
-                f"token id {worst} is not below the vocabulary size {vocab}",
+                f"token id {worst} is not one of the model's, 0 to {vocab - 1}",
                 "The tokenizer does not belong to this model",
             )
 
@@ -136,10 +145,12 @@ class Engine:
         self.check(prompts, max_new_tokens)
         choose = _Chooser(sampling, self.device)
         started = time.perf_counter()
-        caches = self._new_caches(len(prompts))
+        _, rows = variant("decode", len(prompts), self._graphs, self.limits)
+        caches = self._new_caches(rows)
         logits = self._prefill(prompts, caches)
         out = Generation([[] for _ in prompts], [])
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        longest = max(len(p) for p in prompts)
         finished = [False] * len(prompts)
         for step in range(max_new_tokens):
             if keep_logits:
@@ -153,7 +164,7 @@ class Engine:
                     finished[row] = token in stop_ids
             if all(finished) or step == max_new_tokens - 1:
                 break
-            logits = self._decode(tokens, lengths + step, caches)
+            logits = self._decode(tokens, lengths + step, longest + step + 1, caches)
         return out
 
     def _new_caches(self, batch: int) -> list[tuple[Tensor, Tensor]]:
@@ -193,30 +204,42 @@ class Engine:
         return self._logits(torch.cat(parts))
 
     def _decode(
-        self, tokens: Tensor, positions: Tensor, caches: list[tuple[Tensor, Tensor]]
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        length: int,
+        caches: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """One step: the token of each sequence goes to its `positions` (B,); logits (B, V)."""
-        length = int(positions.max()) + 1
+        """One step: the token of each sequence goes to its `positions` (B,); logits (B, V).
+
+        `length` is the largest position plus one: how much of the cache is read.
+        """
         slots = torch.arange(length, device=self.device)
         mask = torch.where(slots[None] <= positions[:, None], 0.0, -math.inf)[:, None, None]
-        column = positions[:, None]
-        h = torch.nn.functional.embedding(tokens[:, None], self._embedding)
-        fixed = [column, *self._rope(column), mask]
-        graph = self._graphs[self._variant("decode", len(tokens))]
+        name, rows = variant("decode", len(tokens), self._graphs, self.limits)
+        column = _padded(positions, rows)[:, None]
+        h = torch.nn.functional.embedding(_padded(tokens, rows)[:, None], self._embedding)
+        fixed = [column, *self._rope(column), _padded(mask, rows)]
+        graph = self._graphs[name]
         for (k, v), weights in zip(caches, self._layers, strict=True):
             (h,) = graph.run([h, *fixed, k, v, *weights])
-        return self._logits(h[:, 0])
+        return self._logits(h[: len(tokens), 0])
 
     def _logits(self, h: Tensor) -> Tensor:
-        (logits,) = self._graphs[self._variant("head", len(h))].run([h.contiguous(), *self._head])
-        return logits[:, : self._model["vocab_size"]]
-
-    def _variant(self, name: str, batch: int) -> str:
-        return f"{name}_one" if batch == 1 and f"{name}_one" in self._graphs else name
+        name, rows = variant("head", len(h), self._graphs, self.limits)
+        (logits,) = self._graphs[name].run([_padded(h, rows).contiguous(), *self._head])
+        return logits[: len(h), : self._model["vocab_size"]]
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (B, 1, S, D) at `positions` (B, S)."""
         return self._cos[positions][:, None], self._sin[positions][:, None]
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """`x` with rows of zeros added up to `rows`: sequences that nobody reads."""
+    if len(x) == rows:
+        return x
+    return torch.cat((x, x.new_zeros((rows - len(x), *x.shape[1:]))))
 
 
 class _Chooser:

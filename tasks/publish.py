@@ -1,0 +1,38 @@
+"""Task: the engine into the registry, tried from there, then named."""
+
+from prefect import task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.reporting import reported
+from tasks.retrying import if_service_failed
+from tasks.workshop import task_workshop
+from trtforge.engines.base import Toolchain
+from trtforge.spec import BuildSpec
+from trtforge.stages.publish import Publication, publish
+from trtforge.store import Manifest
+
+
+@task(
+    name="publish",
+    tags=["trtforge"],
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    retry_condition_fn=if_service_failed,
+    timeout_seconds=3600,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def publish_engine(
+    spec: BuildSpec, manifest: Manifest, toolchain: Toolchain, force: bool
+) -> Publication:
+    """Publish, try the published copy, move the aliases."""
+    shop = task_workshop(force=force)
+    with reported("publish"):
+        publication = publish(shop, spec, manifest, toolchain)
+    create_link_artifact(
+        link=shop.store.manifest_uri(publication.manifest.engine_id),
+        link_text=f"manifest of engine {publication.manifest.engine_id[:12]}",
+        key="manifest",
+    )
+    return publication

@@ -1,0 +1,131 @@
+"""The engine card: what a person wants to know of an engine, as markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trtforge.benchmark.metrics import FORMULAS, Measurement
+from trtforge.store import Manifest
+
+_LIMITS = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """One stage of the build that made the card: how it ended, in `seconds`."""
+
+    stage: str
+    hit: bool
+    seconds: float
+    detail: str
+
+
+def engine_card(
+    manifest: Manifest,
+    *,
+    location: str,
+    aliases: Sequence[str] = (),
+    answer: Mapping[str, Any] | None = None,
+    stages: Sequence[StageLine] = (),
+) -> str:
+    """Markdown about one engine.
+
+    Args:
+        location: `s3://…` of the manifest.
+        aliases: Names that point at it.
+        answer: What the published copy answered (the publish stage's `answer`).
+        stages: How this build went; empty when the card is shown later.
+    """
+    core = manifest.core
+    toolchain: dict[str, Any] = core.toolchain
+    size_bytes = sum(f.size_bytes for f in core.files)
+    parts = [
+        f"# Engine {manifest.engine_id[:12]}",
+        _table(
+            ("", ""),
+            [
+                ("Engine id", f"`{manifest.engine_id}`"),
+                ("Where", f"`{location}`"),
+                ("Aliases", ", ".join(f"`{name}`" for name in aliases) or "none"),
+                ("Model", f"{core.model.name} from `{core.model.source}`"),
+                ("Licence", core.model.licence or "not stated by the source"),
+                ("Backend", f"{toolchain['backend']} {toolchain['backend_version']}"),
+                ("Valid on", toolchain["gpu_name"] or f"CPU {toolchain['cpu']}"),
+                ("Size", f"{len(core.files)} files, {size_bytes / 1e6:.1f} MB"),
+            ],
+        ),
+        "## Asked for, and in effect",
+        _asked_and_effective(core.spec, core.config),
+    ]
+    if manifest.benchmark:
+        parts += ["## Benchmark", *_benchmark(manifest.benchmark)]
+    if stages:
+        parts += ["## How it was made", _stages(stages)]
+    if answer:
+        parts += [
+            "## What the published copy answers",
+            f"**{answer['prompt']}**",
+            "\n".join(f"> {line}" for line in str(answer["text"]).strip().splitlines()),
+            f"{answer['tokens']} tokens in {answer['seconds']:.1f} s, from a copy downloaded to an "
+            "empty directory.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def benchmark_rows(benchmark: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The benchmark table, engine beside eager, one row per concurrency."""
+    rows = []
+    for mine, theirs in zip(benchmark["engine"], benchmark["eager"], strict=True):
+        engine, eager = Measurement.from_json(mine), Measurement.from_json(theirs)
+        rows.append(
+            {
+                "Concurrency": str(engine.concurrency),
+                "TTFT": f"{engine.ttft_s * 1e3:.0f} ms",
+                "eager TTFT": f"{eager.ttft_s * 1e3:.0f} ms",
+                "ITL": f"{engine.itl_s * 1e3:.1f} ms",
+                "eager ITL": f"{eager.itl_s * 1e3:.1f} ms",
+                "Output tokens/s": f"{engine.output_tokens_per_s:.1f}",
+                "eager tokens/s": f"{eager.output_tokens_per_s:.1f}",
+                "Ratio": f"{engine.output_tokens_per_s / eager.output_tokens_per_s:.2f}×",
+            }
+        )
+    return rows
+
+
+def _benchmark(benchmark: Mapping[str, Any]) -> list[str]:
+    first = Measurement.from_json(benchmark["engine"][0])
+    machine = benchmark["machine"]
+    rows = benchmark_rows(benchmark)
+    place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    return [
+        f"{first.input_tokens} tokens in, {first.output_tokens} out, greedy, in process, median of "
+        f"{first.repeats} runs on {place} ({machine['backend']}). *Eager* is the original model in "
+        "PyTorch, same weights, same run.",
+        _table(tuple(rows[0]), [tuple(row.values()) for row in rows]),
+        "; ".join(f"{name} = {formula}" for name, formula in FORMULAS.items()) + ".",
+    ]
+
+
+def _asked_and_effective(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    engine = spec["engine"]
+    rows = [(f"`{name}`", str(engine[name]), str(config.get(name, "—"))) for name in _LIMITS]
+    asked_device = engine["options"].get("device", "auto")
+    rows.append(("`device`", str(asked_device), str(config.get("device", "—"))))
+    shown = {*_LIMITS, "device", "graphs"}
+    rows += [(f"`{k}`", "—", str(v)) for k, v in sorted(config.items()) if k not in shown]
+    return _table(("Setting", "Asked for", "In effect"), rows)
+
+
+def _stages(stages: Sequence[StageLine]) -> str:
+    return _table(
+        ("Stage", "", "Time", "What"),
+        [
+            (line.stage, "found" if line.hit else "made", f"{line.seconds:.1f} s", line.detail)
+            for line in stages
+        ],
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,100 @@
+"""What `trtforge build` shows in the terminal while stages run."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from trtforge.progress import StageEvent, listening
+
+STAGES = ("pull", "convert", "compile", "benchmark", "publish")
+
+
+class BuildDisplay:
+    """One line per stage: a bar while it works, then how it ended and how long it took.
+
+    Use it as a context manager; it listens to the stage events of this process. Where output is
+    not a terminal, only the ends of stages are printed, a line each.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("[bold]{task.fields[stage]:<9}"),
+            BarColumn(bar_width=24),
+            _Amount(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._bar: TaskID | None = None
+        self._listening = listening(self._on_event)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars.start()
+        self._listening.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._listening.__exit__(kind, error, trace)
+        self._bars.stop()
+
+    def _on_event(self, event: StageEvent) -> None:
+        match event.kind:
+            case "started":
+                self._bar = self._bars.add_task("looking in the store", stage=event.stage, unit="")
+            case "progress" if event.progress is not None and self._bar is not None:
+                progress = event.progress
+                self._bars.update(
+                    self._bar,
+                    completed=progress.done,
+                    total=progress.total,
+                    description=progress.what,
+                    unit=progress.unit,
+                )
+            case "hit" | "done" | "failed":
+                if self._bar is not None:
+                    self._bars.remove_task(self._bar)
+                    self._bar = None
+                self._console.print(_ending(event))
+
+
+class _Amount(TextColumn):
+    """How much of how much, in the unit of the step."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        total = task.total
+        if total is None or not task.fields.get("unit"):
+            return Text("")
+        if task.fields["unit"] == "bytes":
+            return Text(f"{decimal(int(task.completed))} of {decimal(int(total))}")
+        return Text(f"{int(task.completed)} of {int(total)}")
+
+
+def _ending(event: StageEvent) -> Text:
+    mark, style, word = {
+        "hit": ("=", "cyan", "found in store"),
+        "done": ("+", "green", "made"),
+        "failed": ("!", "red", "failed"),
+    }[event.kind]
+    seconds = f"{event.seconds:6.1f} s" if event.seconds is not None else ""
+    line = Text.assemble(
+        (f" {mark} {event.stage:<9} ", f"bold {style}"),
+        (f"{word:<14} ", style),
+        f"{seconds}  ",
+    )
+    # A failure's message is the command's last word; here it would be said twice.
+    return line.append(event.message if event.kind != "failed" else "")

@@ -1,0 +1,218 @@
+"""publish: blobs, manifest, a try of the published copy, and only then the aliases."""
+
+import getpass
+import logging
+import shutil
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtforge.engines.base import Toolchain
+from trtforge.engines.registry import open_backend
+from trtforge.errors import GateError
+from trtforge.files import files_digest
+from trtforge.gates.enforce import enforce
+from trtforge.progress import OnProgress
+from trtforge.spec import BuildSpec, EngineSpec
+from trtforge.stages.benchmark import measurements, verdicts
+from trtforge.stages.compile import CACHE_FILE, engine_files
+from trtforge.stages.prompts import question
+from trtforge.stages.pull import PulledModel
+from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
+from trtforge.store import (
+    AliasName,
+    Manifest,
+    ManifestCore,
+    ModelIdentity,
+    Parents,
+    StageResult,
+    TimingCacheUse,
+)
+from trtforge.tokenizer import open_tokenizer
+
+_log = logging.getLogger("trtforge")
+_STAND_IN_PROMPT = [1, 2, 3, 4]
+
+
+class PublishedCopyError(GateError):
+    """The published copy, downloaded to an empty directory, generated nothing."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A published engine: its manifest, what its published copy answered, aliases moved."""
+
+    manifest: Manifest
+    answer: dict[str, Any]
+    aliases: dict[str, bool]
+    outcome: StageOutcome
+
+
+def make_manifest(
+    spec: BuildSpec,
+    model: PulledModel,
+    checkpoint: StageResult,
+    engine: StageResult,
+    bench: StageResult,
+    toolchain: Toolchain,
+) -> Manifest:
+    """Describe the engine.
+
+    Raises:
+        CorrectnessGateError: It did not pass the gates.
+    """
+    facts: dict[str, Any] = engine.facts
+    gates = enforce(verdicts(bench.facts))
+    gates["correctness"]["evidence"] = next(
+        f.sha256 for f in bench.outputs if f.path == "report.json"
+    )
+    core = ManifestCore(
+        model=ModelIdentity(
+            name=model.name,
+            source=model.source,
+            revision=model.revision,
+            content_digest=model.content_digest,
+            licence=model.licence,
+        ),
+        spec=spec.model_dump(mode="json"),
+        config=facts["effective"],
+        toolchain=toolchain.to_json(),
+        files=(*engine_files(engine.outputs), *model.companions),
+        parents=Parents(source=model.content_digest, checkpoint=files_digest(checkpoint.outputs)),
+        gates=gates,
+    )
+    return Manifest.of(
+        core,
+        timings={"convert": checkpoint.seconds, "compile": engine.seconds},
+        benchmark={
+            "engine": [m.to_json() for m in measurements(bench.facts, "engine")],
+            "eager": [m.to_json() for m in measurements(bench.facts, "eager")],
+            "machine": bench.facts["machine"],
+        },
+        timing_cache=TimingCacheUse(
+            sha256=next(f.sha256 for f in engine.outputs if f.path == CACHE_FILE),
+            outcome="miss" if facts["cache"] == "cold" else "hit",
+        ),
+    )
+
+
+def publish(
+    shop: Workshop, spec: BuildSpec, manifest: Manifest, toolchain: Toolchain
+) -> Publication:
+    """Publish the engine, try what was published, then point the aliases at it.
+
+    Raises:
+        PublishedCopyError: The published copy does not generate; the aliases are where they were.
+    """
+
+    def make(scratch: Path, on_progress: OnProgress) -> Made:
+        stored = shop.store.publish_manifest(manifest)
+        # Nothing may come from the cache here: this is the copy that others will download.
+        copy = scratch / "published"
+        shop.store.materialise(stored.core.files, copy, use_cache=False, on_progress=on_progress)
+        answer = _ask(shop, spec, copy, scratch, on_progress)
+        shutil.rmtree(copy)
+        return Made(scratch, [], {"engine_id": stored.engine_id, "answer": answer})
+
+    inputs = {
+        "engine_id": manifest.engine_id,
+        "prompt": spec.publish.prompt,
+        "max_output_len": spec.publish.max_output_len,
+        "toolchain": toolchain.to_json(),
+    }
+    outcome = run_stage(shop, "publish", inputs, make, _describe)
+    stored = shop.store.get_manifest(manifest.engine_id)
+    aliases = {}
+    for alias in spec.publish.aliases:
+        name = alias_name(stored, alias)
+        aliases[alias] = shop.store.set_alias(name, stored.engine_id, by=_who()).moved
+    facts: dict[str, Any] = outcome.result.facts
+    return Publication(stored, facts["answer"], aliases, outcome)
+
+
+def alias_name(manifest: Manifest, alias: str) -> AliasName:
+    """Where an alias of this engine lies: per model, GPU (or CPU) and backend."""
+    toolchain = Toolchain.from_json(manifest.core.toolchain)
+    return AliasName(
+        model=manifest.core.model.name,
+        gpu=toolchain.device_name,
+        backend=toolchain.backend,
+        alias=alias,
+    )
+
+
+def generate(
+    shop: Workshop,
+    engine: EngineSpec,
+    engine_dir: Path,
+    ids: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    work_dir: Path,
+    on_progress: OnProgress,
+    sampling: dict[str, Any] | None = None,
+) -> tuple[list[int], list[float]]:
+    """Generate once with an engine directory: new token ids and their times in seconds."""
+    job = {
+        "id": "generate",
+        "prompts": [list(ids)],
+        "max_new_tokens": max_new_tokens,
+        "stop_ids": list(stop_ids),
+        "sampling": sampling or {},
+    }
+    run = open_backend(engine.backend, shop.python).run(
+        engine,
+        engine_dir=engine_dir,
+        jobs=[job],
+        logits_dir=work_dir,
+        work_dir=work_dir,
+        on_progress=on_progress,
+        on_log=lambda line: _log.debug("%s", line),
+    )
+    output = run.outputs[0]
+    return output["tokens"][0], output["step_s"][0]
+
+
+def _ask(
+    shop: Workshop, spec: BuildSpec, copy: Path, scratch: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    tokenizer = open_tokenizer(copy)
+    if tokenizer:
+        ids, max_new_tokens = question(spec, tokenizer)
+        stop_ids = tokenizer.stop_ids
+    else:
+        ids, max_new_tokens, stop_ids = _STAND_IN_PROMPT, 8, []
+    tokens, step_s = generate(
+        shop, spec.engine, copy, ids, max_new_tokens, stop_ids, scratch, on_progress
+    )
+    if not tokens:
+        raise PublishedCopyError(
+            "the published copy was downloaded and loaded, but generated no token",
+            field="publish.prompt",
+            value=spec.publish.prompt,
+            remedy="The aliases were not moved; look at the engine with `trtforge generate`",
+        )
+    return {
+        "prompt": spec.publish.prompt if tokenizer else f"token ids {ids}",
+        "text": tokenizer.decode(tokens) if tokenizer else f"token ids {tokens}",
+        "tokens": len(tokens),
+        "stopped": bool(stop_ids) and tokens[-1] in stop_ids,
+        "seconds": step_s[-1],
+    }
+
+
+def _who() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return socket.gethostname()
+
+
+def _describe(result: StageResult) -> str:
+    facts: dict[str, Any] = result.facts
+    return (
+        f"engine {facts['engine_id'][:12]}; its published copy answered with "
+        f"{facts['answer']['tokens']} tokens"
+    )

@@ -1,0 +1,167 @@
+"""How every stage runs: look the key up, make on a miss, upload, record."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import SecretStr
+
+from trtforge.canonical import digest
+from trtforge.files import FileRef
+from trtforge.progress import OnProgress, Progress, StageEvent, announce
+from trtforge.store import StageResult, Store
+
+# Raise a stage's number when the same inputs would give other outputs.
+CODE_VERSIONS = {"pull": 1, "convert": 1, "compile": 1, "benchmark": 1, "publish": 1}
+
+_STALE_S = 24 * 3600.0
+_log = logging.getLogger("trtforge")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where stages work, and on what terms.
+
+    Attributes:
+        store: Where results go.
+        work_root: Local directory for scratch space; on the same file system as the store's cache
+            files are linked instead of copied.
+        python: Interpreter of the toolchain.
+        hub_token: For gated models.
+        force: Make everything again, and replace what the store has.
+    """
+
+    store: Store
+    work_root: Path
+    python: Path
+    hub_token: SecretStr | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage produced: `files` below `directory`, and facts (JSON) about them."""
+
+    directory: Path
+    files: Sequence[FileRef]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """How a stage ended.
+
+    Attributes:
+        result: Its record.
+        hit: Whether it was found rather than made.
+        seconds: How long finding or making it took now.
+        detail: One line about the result, for a person.
+    """
+
+    result: StageResult
+    hit: bool
+    seconds: float
+    detail: str
+
+
+Make = Callable[[Path, OnProgress], Made]
+
+
+def stage_key(stage: str, inputs: Mapping[str, Any]) -> str:
+    """Digest of all that decides the outputs of a stage."""
+    return digest({"stage": stage, "code": CODE_VERSIONS[stage], **inputs})
+
+
+def run_stage(
+    shop: Workshop,
+    stage: str,
+    inputs: Mapping[str, Any],
+    make: Make,
+    describe: Callable[[StageResult], str],
+) -> StageOutcome:
+    """Find or make the result of one stage.
+
+    Args:
+        inputs: JSON; everything that decides the outputs.
+        make: Called on a miss with an empty scratch directory, and a callback for progress.
+        describe: One line about the result, for a person.
+
+    Raises:
+        Whatever `make` and the store raise; then nothing is recorded.
+    """
+    key = stage_key(stage, inputs)
+    started = time.monotonic()
+    announce(StageEvent(stage, "started"))
+    try:
+        found = _find(shop, stage, key)
+        result = found or _make(shop, stage, key, inputs, make, started)
+        detail = describe(result)
+    except BaseException as error:
+        announce(StageEvent(stage, "failed", str(error), seconds=time.monotonic() - started))
+        raise
+    outcome = StageOutcome(result, found is not None, time.monotonic() - started, detail)
+    kind: Literal["hit", "done"] = "hit" if outcome.hit else "done"
+    announce(StageEvent(stage, kind, detail, seconds=outcome.seconds))
+    return outcome
+
+
+def _find(shop: Workshop, stage: str, key: str) -> StageResult | None:
+    return None if shop.force else shop.store.get_stage(stage, key)
+
+
+def _make(
+    shop: Workshop,
+    stage: str,
+    key: str,
+    inputs: Mapping[str, Any],
+    make: Make,
+    started: float,
+) -> StageResult:
+    shop.work_root.mkdir(parents=True, exist_ok=True)
+    _sweep(shop.work_root)
+    scratch = shop.work_root / f"{stage}-{key[:16]}"
+    with FileLock(f"{scratch}.lock"):
+        # Another run on this machine may have finished it while we waited for the lock.
+        found = _find(shop, stage, key)
+        if found:
+            return found
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+
+            def on_progress(progress: Progress) -> None:
+                announce(StageEvent(stage, "progress", progress=progress))
+
+            made = make(scratch, on_progress)
+            for ref in made.files:
+                shop.store.add_to_cache(made.directory / ref.path, ref)
+            sent = shop.store.put_files(made.directory, made.files, on_progress)
+            result = StageResult(
+                stage=stage,
+                key=key,
+                inputs=dict(inputs),
+                outputs=tuple(made.files),
+                facts={**made.facts, "uploaded_bytes": sent.uploaded_bytes},
+                seconds=time.monotonic() - started,
+            )
+            return shop.store.put_stage(result, replace=shop.force)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(work_root: Path) -> None:
+    """Remove what killed runs left: scratch directories a day old that nobody holds the lock of."""
+    for scratch in work_root.iterdir():
+        if not scratch.is_dir() or time.time() - scratch.stat().st_mtime < _STALE_S:
+            continue
+        try:
+            with FileLock(f"{scratch}.lock", timeout=0):
+                shutil.rmtree(scratch, ignore_errors=True)
+                _log.info("removed the leftovers of an earlier run: %s", scratch.name)
+        except Timeout:
+            continue

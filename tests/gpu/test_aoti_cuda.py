@@ -73,10 +73,10 @@ def test_answers_are_the_original_models(engine_dir: Path, work_dir: Path) -> No
             reference_jobs,
         ),
     ):
-        (work_dir / who).mkdir()
+        (work_dir / f"{who}-logits").mkdir()
         result = run_driver(
             f"trtforge.engines.{module}.run_driver",
-            {"threads": 0, "jobs": jobs, "logits_dir": str(work_dir / who), **extra},
+            {"threads": 0, "jobs": jobs, "logits_dir": str(work_dir / f"{who}-logits"), **extra},
             work_dir=work_dir,
             timeout_s=600,
         )
@@ -85,8 +85,8 @@ def test_answers_are_the_original_models(engine_dir: Path, work_dir: Path) -> No
         engine_jobs,
         outputs["engine"],
         outputs["eager"],
-        engine_logits_dir=work_dir / "engine",
-        reference_logits_dir=work_dir / "eager",
+        engine_logits_dir=work_dir / "engine-logits",
+        reference_logits_dir=work_dir / "eager-logits",
         rounding_factor=2.0,
     )
     assert len(verdicts) == 6

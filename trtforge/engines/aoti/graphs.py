@@ -149,19 +149,17 @@ def identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any]:
 
 def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> ExportedProgram:
     """Trace graph `name` with its dynamic dimensions: batch, prompt length, context length."""
-    fixed_batch = {"one": 1, "few": limits.few}.get(name.rpartition("_")[2])
-    if limits.max_batch_size == 1:
-        fixed_batch = 1
+    rows = {"one": 1, "few": limits.few}.get(name.rpartition("_")[2])
+    fixed_batch = 1 if limits.max_batch_size == 1 else rows
     batch = None if fixed_batch else Dim("batch", min=1, max=limits.max_batch_size)
     # Sizes of 1 would be taken for constants.
     example_batch = fixed_batch or min(3, limits.max_batch_size)
-    by_rows = name.endswith(("_one", "_few"))
 
     def make(size: tuple[int, ...], dtype: torch.dtype = shape.torch_dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=device)
 
     if name.startswith("head"):
-        module: nn.Module = _Head(shape, by_rows)
+        module: nn.Module = _Head(shape, rows)
         inputs: tuple[Tensor, ...] = (
             make((example_batch, shape.hidden)),
             make((shape.hidden,)),
@@ -171,25 +169,25 @@ def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> E
     else:
         weights = tuple(make(s) for s in shape.layer_weights().values())
         cache = (example_batch, shape.kv_heads, limits.cache_len, shape.head_size)
-        rows: dict[int, Any] = {0: batch} if batch else {}
+        per_row: dict[int, Any] = {0: batch} if batch else {}
         if name == "prefill":
             tokens = Dim("tokens", min=1, max=limits.max_input_len)
             length = min(7, limits.max_input_len)
             module = _PrefillLayer(shape)
             extra: tuple[Tensor, ...] = ()
-            per_token, per_rope = rows | {1: tokens}, rows | {2: tokens}
+            per_token, per_rope = per_row | {1: tokens}, per_row | {2: tokens}
             dynamic = (per_token, per_token, per_rope, per_rope)
         else:
             context = Dim("context", min=1, max=limits.max_seq_len)
             length = 1
-            module = _DecodeLayer(shape, by_rows)
+            module = _DecodeLayer(shape, rows)
             extra = (make((example_batch, 1, 1, min(5, limits.max_seq_len)), torch.float32),)
-            dynamic = (rows, rows, rows, rows, rows | {3: context})
+            dynamic = (*(per_row,) * 4, per_row | {3: context})
         positions = torch.arange(length, device=device).expand(example_batch, length).contiguous()
         rope = (example_batch, 1, length, shape.head_size)
         inputs = (make((example_batch, length, shape.hidden)), positions, make(rope), make(rope))
         inputs += (*extra, make(cache), make(cache), *weights)
-        dynamic = (*dynamic, rows, rows, (None,) * len(weights))
+        dynamic = (*dynamic, per_row, per_row, (None,) * len(weights))
     with torch.no_grad():
         return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
 
@@ -219,14 +217,16 @@ def _in_memory(x: Tensor) -> Tensor:
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: LayerShape, by_rows: bool = False) -> None:
+    """`rows` is the batch size of a graph written row by row, None for one that uses GEMMs."""
+
+    def __init__(self, shape: LayerShape, rows: int | None = None) -> None:
         super().__init__()
         self.shape = shape
-        self.by_rows = by_rows
+        self.rows = rows
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (B, S, K) → (B, S, N); S is 1 where `by_rows`."""
-        if not self.by_rows:
+        """x (B, S, K) → (B, S, N); S is 1 where `rows` is given."""
+        if self.rows is None:
             return F.linear(x, weight, bias)
         y = _rows_times(x[:, 0], weight)
         if bias is not None:
@@ -302,12 +302,26 @@ class _DecodeLayer(_Layer):
         self.store(v_cache, positions, v)
         length = mask.shape[-1]
         keys, values = k_cache[:, :, :length], v_cache[:, :, :length]
-        if len(h) == 1 and self.by_rows:
+        if q.is_cuda:
+            return self.finish(h, self._attend_by_group(q, keys, values, mask), w)
+        if self.rows == 1:
             return self.finish(h, self._attend_one(q, keys[0], values[0], mask[0, 0]), w)
         attended = F.scaled_dot_product_attention(
             q, keys, values, attn_mask=mask.to(q.dtype), enable_gqa=True
         )
         return self.finish(h, attended, w)
+
+    def _attend_by_group(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attention as two products per kv head, reading the cache in place.
+
+        On CUDA scaled_dot_product_attention with a mask would copy it to repeat the kv heads.
+        """
+        batch = q.shape[0]
+        s = self.shape
+        groups = q.reshape(batch, s.kv_heads, s.heads // s.kv_heads, s.head_size)
+        scores = torch.matmul(groups, keys.transpose(-1, -2)).float() * s.head_size**-0.5
+        weights = torch.softmax(scores + mask, -1).to(q.dtype)
+        return torch.matmul(weights, values).reshape(batch, s.heads, 1, s.head_size)
 
     def _attend_one(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attention of one query in fp32; keys and values are (K, T, D)."""
@@ -321,14 +335,14 @@ class _DecodeLayer(_Layer):
 
 
 class _Head(nn.Module):
-    def __init__(self, shape: LayerShape, by_rows: bool) -> None:
+    def __init__(self, shape: LayerShape, rows: int | None) -> None:
         super().__init__()
         self.epsilon = shape.norm_epsilon
-        self.by_rows = by_rows
+        self.rows = rows
 
     def forward(self, h: Tensor, norm: Tensor, lm_head: Tensor) -> Tensor:
         """h (B, H) → fp32 logits (B, V)."""
         x = _rms_norm(h, norm, self.epsilon)
-        if self.by_rows:
-            return _rows_times(x, lm_head)
-        return F.linear(x, lm_head).float()
+        if self.rows is None:
+            return F.linear(x, lm_head).float()
+        return _rows_times(x, lm_head)

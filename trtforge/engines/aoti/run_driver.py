@@ -4,6 +4,11 @@ Request:  engine_dir, threads, jobs, logits_dir (where logits asked for are writ
 Result:   load_s, outputs (one per job)
 """
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,5 +38,33 @@ def run(request: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"load_s": load_s, "outputs": outputs}
 
 
+def _with_a_libstdcxx_that_loads() -> None:
+    """Start again with the compiler's libstdc++ preloaded where loading a CUDA package crashes.
+
+    Some PyTorch builds bring a libstdc++ of their own, and `std::regex`, used while a package's
+    device is parsed, then crashes across the two. A forked child tries, so that this process sees
+    the crash instead of dying of it.
+    """
+    engine_dir = Path(json.loads(Path(sys.argv[1]).read_text())["engine_dir"])
+    build = json.loads((engine_dir / "config.json").read_text())["build_config"]
+    if build["device"] != "cuda" or "LD_PRELOAD" in os.environ or shutil.which("g++") is None:
+        return
+    child = os.fork()
+    if child == 0:
+        import torch
+
+        torch._C._aoti.AOTIModelPackageLoader(
+            str(engine_dir / "rank0.pt2"), build["graphs"][0], True, 1, -1
+        )
+        os._exit(0)
+    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        asked = ["g++", "-print-file-name=libstdc++.so.6"]
+        library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        print(f"loading crashed; trying again with {library} preloaded", file=sys.stderr)
+        arguments = [sys.executable, "-m", "trtforge.engines.aoti.run_driver", *sys.argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, "LD_PRELOAD": library})
+
+
 if __name__ == "__main__":
+    _with_a_libstdcxx_that_loads()
     drive(run)

@@ -156,7 +156,9 @@ def write_model(
                 f"{prefix}mlp.down_proj.weight": weight(hidden, inner),
             },
         )
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

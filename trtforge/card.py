@@ -97,10 +97,11 @@ def _benchmark(benchmark: Mapping[str, Any]) -> list[str]:
     machine = benchmark["machine"]
     rows = benchmark_rows(benchmark)
     place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    runs = "1 run" if first.repeats == 1 else f"{first.repeats} runs"
     return [
         f"{first.input_tokens} tokens in, {first.output_tokens} out, greedy, in process, median of "
-        f"{first.repeats} runs on {place} ({machine['backend']}). *Eager* is the original model in "
-        "PyTorch, same weights, same run.",
+        f"{runs} on {place} ({machine['backend']}). *Eager* is the original model in PyTorch, same "
+        "weights, same run.",
         _table(tuple(rows[0]), [tuple(row.values()) for row in rows]),
         "; ".join(f"{name} = {formula}" for name, formula in FORMULAS.items()) + ".",
     ]
@@ -128,4 +129,9 @@ def _stages(stages: Sequence[StageLine]) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that neither ends a table's cell nor its row."""
+    return " ".join(text.split()).replace("|", r"\|")

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,10 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from trtforge.display import BuildDisplay
-from trtforge.errors import TrtforgeError
+from trtforge.errors import ServiceError, TrtforgeError
 from trtforge.settings import load_settings, prefect_environment
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(soft_wrap=False)
+_out = Console()
 _err = Console(stderr=True)
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to build")]
@@ -39,12 +41,17 @@ EngineId = Annotated[str, typer.Argument(metavar="ENGINE", help="Id, or its firs
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 
 
+class PrefectUnreachableError(ServiceError):
+    """The Prefect server does not answer."""
+
+
 def main() -> None:
     """Run the command; errors of trtforge are one line on stderr and an exit code."""
     try:
         app()
     except TrtforgeError as error:
-        _err.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        line = " ".join(str(error).splitlines())
+        _err.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _err.print("interrupted; finished stages are kept")
@@ -59,7 +66,7 @@ def up() -> None:
     info = start(load_settings().home, announce=_say)
     _out.print(f"Prefect UI   {info.prefect_ui_url}")
     _out.print(f"S3           {info.s3_endpoint_url} (bucket {info.s3_bucket})")
-    _out.print(f"Credentials  {info.credentials_path}", soft_wrap=True)
+    _say(f"Credentials  {info.credentials_path}")
 
 
 @app.command()
@@ -79,11 +86,11 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([{**asdict(s), "log_path": str(s.log_path)} for s in found])
         return
-    table = Table("Service", "State", "Address", "Log")
+    rows = []
     for service in found:
         state = "healthy" if service.healthy else "running" if service.running else "stopped"
-        table.add_row(service.name, state, service.address, str(service.log_path))
-    _out.print(table)
+        rows.append((service.name, state, service.address, str(service.log_path)))
+    _print_table(("Service", "State", "Address", "Log"), rows)
 
 
 @app.command("demo-model")
@@ -95,7 +102,7 @@ def demo_model() -> None:
     dest = settings.home / "models" / "SmolLM2-135M-Instruct"
     with _err.status("dequantising SmolLM2-135M-Instruct (once, about half a minute)"):
         made = make_demo_model(dest, python=settings.toolchain_python)
-    _out.print(f"Model        {dest}{'' if made else ' (there already)'}", soft_wrap=True)
+    _say(f"Model        {dest}{'' if made else ' (there already)'}")
 
 
 @app.command()
@@ -104,15 +111,15 @@ def plan(spec_file: SpecFile, as_json: AsJson = False) -> None:
     from trtforge.spec import load_spec
     from trtforge.stages.plan import make_plan
 
-    made = make_plan(_workshop(), load_spec(spec_file))
+    spec = load_spec(spec_file)
+    made = make_plan(_workshop(), spec)
     if as_json:
         _print_json(made.to_json())
         return
-    table = Table("Stage", "Status", "Detail", title=f"{made.source}")
-    for stage in made.stages:
-        table.add_row(stage.stage, stage.status, stage.detail)
-    _out.print(table)
-    _out.print(f"Model {made.model_bytes / 1e6:.1f} MB; on {made.toolchain.device_name}")
+    _say(made.source)
+    rows = [(stage.stage, stage.status, stage.detail) for stage in made.stages]
+    _print_table(("Stage", "Status", "Detail"), rows)
+    _say(f"Model {made.model_bytes / 1e6:.1f} MB; on {made.toolchain.device_name}")
 
 
 @app.command()
@@ -127,12 +134,16 @@ def build(
     spec = load_spec(spec_file)
     settings = load_settings()
     settings.require_bucket()
-    os.environ.update(prefect_environment(settings))
+    environment = prefect_environment(settings)
+    # Prefect makes no parents.
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    os.environ.update(environment)
     # The display tells what happens; Prefect's own lines go to its UI, and warnings here.
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    _require_prefect(str(settings.prefect_api_url))
     if not as_json:
-        _out.print(f"Prefect UI   {_ui_url(str(settings.prefect_api_url))}")
+        _say(f"Prefect UI   {_ui_url(str(settings.prefect_api_url))}")
     # By name, so that the library does not depend on the flows built from it.
     flow = importlib.import_module("flows.build_engine").build_engine
     with BuildDisplay(_err if as_json else _out):
@@ -140,11 +151,11 @@ def build(
     if as_json:
         _print_json(result)
         return
-    _out.print()
-    _out.print(Markdown(result["card"]))
+    _say("")
+    _print_card(result["card"])
     hits = sum(stage["hit"] for stage in result["stages"])
     if hits:
-        _out.print(f"{hits} of {len(result['stages'])} stages were found in the store.")
+        _say(f"{hits} of {len(result['stages'])} stages were found in the store.")
 
 
 @app.command("list")
@@ -168,12 +179,13 @@ def list_engines(as_json: AsJson = False) -> None:
     if as_json:
         _print_json(engines)
         return
-    table = Table("Engine", "Model", "Backend", "Valid on", "Aliases", "Published")
+    rows = []
     for engine in engines:
         aliases = ", ".join(pointing.get(str(engine["engine_id"]), []))
         cells = [str(engine[k]) for k in ("model", "backend", "valid_on")]
-        table.add_row(str(engine["engine_id"])[:12], *cells, aliases, str(engine["created_at"]))
-    _out.print(table)
+        published = str(engine["created_at"])[:16].replace("T", " ")
+        rows.append((str(engine["engine_id"])[:12], *cells, aliases, published))
+    _print_table(("Engine", "Model", "Backend", "Valid on", "Aliases", "Published (UTC)"), rows)
 
 
 @app.command()
@@ -188,7 +200,7 @@ def show(engine: EngineId, as_json: AsJson = False) -> None:
         return
     aliases = [n.alias for n, r in store.list_aliases() if r.engine_id == manifest.engine_id]
     location = store.manifest_uri(manifest.engine_id)
-    _out.print(Markdown(engine_card(manifest, location=location, aliases=aliases)))
+    _print_card(engine_card(manifest, location=location, aliases=aliases))
 
 
 @app.command()
@@ -206,7 +218,7 @@ def fetch(
         _print_json({"engine_id": manifest.engine_id, "directory": str(directory)})
         return
     count = len(manifest.core.files)
-    _out.print(f"{count} files, {size_bytes / 1e6:.1f} MB, verified, in {directory}")
+    _say(f"{count} files, {size_bytes / 1e6:.1f} MB, verified, in {directory}")
 
 
 @app.command()
@@ -233,13 +245,29 @@ def generate(
     if as_json:
         _print_json(answer)
     else:
-        _out.print(_escaped(str(answer["text"])), highlight=False)
+        _say(str(answer["text"]))
 
 
 def _workshop() -> "Workshop":
     from trtforge.stages.workshop import open_workshop
 
     return open_workshop(load_settings())
+
+
+def _require_prefect(api_url: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    # Prefect itself would say so with a traceback.
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise PrefectUnreachableError(
+            f"no answer from the Prefect server ({type(problem).__name__})",
+            field="prefect_api_url",
+            value=api_url,
+            remedy="Check the address and that the server runs (`trtforge up` starts the embedded "
+            "one)",
+        )
 
 
 def _ui_url(api_url: str) -> str:
@@ -250,9 +278,27 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def _say(line: str) -> None:
-    _out.print(line, highlight=False)
+def _print_card(card: str) -> None:
+    # In a pipe or a file it stays markdown, with nothing cut off.
+    if _out.is_terminal:
+        _out.print(Markdown(card))
+    else:
+        _say(card)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table()
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _out.print(table)
+
+
+def _say(text: str) -> None:
+    """Print text as it is: paths and what models write are full of brackets and colons."""
+    _out.print(Text(text), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -47,7 +47,8 @@ class BuildDisplay:
         trace: TracebackType | None,
     ) -> None:
         self._listening.__exit__(kind, error, trace)
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def _on_event(self, event: StageEvent) -> None:
         match event.kind:
@@ -66,7 +67,7 @@ class BuildDisplay:
                 if self._bar is not None:
                     self._bars.remove_task(self._bar)
                     self._bar = None
-                self._console.print(_ending(event))
+                self._console.print(_ending(event), soft_wrap=not self._console.is_terminal)
 
 
 class _Amount(TextColumn):

@@ -122,6 +122,8 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        # The library's warnings belong into the run's log.
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "trtforge",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

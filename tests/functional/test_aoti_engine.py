@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from trtforge.checkpoint import convert  # noqa: E402
 from trtforge.engines.aoti.backend import AotiBackend  # noqa: E402
@@ -26,7 +28,7 @@ from trtforge.gates.correctness import Verdict, compare, correctness_jobs, judge
 from trtforge.progress import Progress, ignore  # noqa: E402
 from trtforge.spec import EngineSpec  # noqa: E402
 
-MODELS = Path(__file__).parents[1] / "fixtures" / "hf-models"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "hf-models"
 SPEC = EngineSpec(
     max_batch_size=3,
     max_input_len=24,
@@ -41,6 +43,7 @@ BACKEND = AotiBackend()
 
 @dataclass(frozen=True)
 class Built:
+    model_dir: Path
     checkpoint_dir: Path
     engine_dir: Path
     cache: Path
@@ -49,13 +52,29 @@ class Built:
     told: list[Progress]
 
 
+def sharpened(name: str, directory: Path) -> Path:
+    """A copy of a fixture model in which attention and the layers matter.
+
+    The fixtures' weights are as small as training begins with: attention is all but uniform then,
+    and even a wrong rotary embedding changes less than rounding does.
+    """
+    model_dir = Path(shutil.copytree(FIXTURES / name, directory / name))
+    weights = load_file(model_dir / "model.safetensors")
+    for key, weight in weights.items():
+        if key.endswith("_proj.weight"):
+            weights[key] = weight * 8
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    return model_dir
+
+
 def build(
     directory: Path, model: str, spec: EngineSpec = SPEC, cache_in: Path | None = None
 ) -> Built:
     """Convert and compile one of the fixture models below `directory`."""
+    model_dir = sharpened(model, directory)
     checkpoint_dir, work_dir = directory / "checkpoint", directory / "work"
     work_dir.mkdir(parents=True)
-    convert(MODELS / model, checkpoint_dir)
+    convert(model_dir, checkpoint_dir)
     toolchain = BACKEND.probe(spec, work_dir)
     told: list[Progress] = []
     outcome = BACKEND.build(
@@ -70,7 +89,13 @@ def build(
         on_log=lambda _: None,
     )
     return Built(
-        checkpoint_dir, directory / "engine", directory / "model.cache", toolchain, outcome, told
+        model_dir,
+        checkpoint_dir,
+        directory / "engine",
+        directory / "model.cache",
+        toolchain,
+        outcome,
+        told,
     )
 
 
@@ -87,10 +112,10 @@ def engine(built: Built) -> Engine:
 class Original:
     """The Hugging Face model in bfloat16 and in fp32, eager."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, model_dir: Path) -> None:
         load = transformers.AutoModelForCausalLM.from_pretrained
-        self._narrow = load(MODELS / name, dtype=torch.bfloat16).eval()
-        self._wide = load(MODELS / name, dtype=torch.float32).eval()
+        self._narrow = load(model_dir, dtype=torch.bfloat16).eval()
+        self._wide = load(model_dir, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def verdict(self, prompt: Sequence[int], answer: Generation, row: int) -> Verdict:
@@ -117,8 +142,8 @@ class Original:
 
 
 @pytest.fixture(scope="module")
-def original() -> Original:
-    return Original("llama_tied")
+def original(built: Built) -> Original:
+    return Original(built.model_dir)
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -134,8 +159,6 @@ def answers_like(
     for row, prompt in enumerate(prompts):
         verdict = original.verdict(prompt, answer, row)
         assert verdict.passed, verdict
-        # A model this small has few near ties: most of the answer must really be the same.
-        assert verdict.agreed_tokens >= 1
 
 
 class TestBuild:
@@ -259,6 +282,17 @@ class TestAnswers:
         new_tokens = SPEC.max_seq_len - max(lengths)
         answers_like(original, engine, [prompt_of(n) for n in lengths], new_tokens)
 
+    def test_most_of_what_it_says_is_what_the_original_says(
+        self, original: Original, engine: Engine
+    ) -> None:
+        # Near ties excuse a difference, and a model this small has many: not so many that the
+        # answers would be different texts.
+        agreed = 0
+        for seed in range(10):
+            answer = engine.generate([prompt_of(12, seed)], 12, keep_logits=True)
+            agreed += original.verdict(prompt_of(12, seed), answer, 0).agreed_tokens
+        assert agreed > 10 * 12 / 2
+
     def test_one_call_leaves_nothing_behind_for_the_next(self, engine: Engine) -> None:
         first = engine.generate([prompt_of(9)], 12)
         engine.generate([prompt_of(24, 5)] * 3, 24)
@@ -270,6 +304,66 @@ class TestAnswers:
         assert answer.step_s == sorted(answer.step_s)
         assert answer.step_s[0] > 0
         assert answer.logits == []
+
+
+class TestFaults:
+    """The gate must see through an engine that is only a little wrong."""
+
+    @pytest.fixture
+    def copy(self, built: Built, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(built.engine_dir, tmp_path / "engine"))
+
+    def fails(self, original: Original, engine_dir: Path) -> bool:
+        prompts = [prompt_of(16), prompt_of(5), prompt_of(24)]
+        answer = Engine(engine_dir).generate(prompts, 12, keep_logits=True)
+        verdicts = [original.verdict(p, answer, row) for row, p in enumerate(prompts)]
+        return not all(verdict.passed for verdict in verdicts)
+
+    def test_a_copy_without_a_fault_passes(self, original: Original, copy: Path) -> None:
+        assert not self.fails(original, copy)
+
+    @pytest.mark.parametrize("base", [5000.0, 9000.0, 500000.0])
+    def test_another_rotary_base(self, original: Original, copy: Path, base: float) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        assert config["pretrained_config"]["rotary_base"] == 10000.0
+        config["pretrained_config"]["rotary_base"] = base
+        (copy / "config.json").write_text(json.dumps(config))
+        assert self.fails(original, copy)
+
+    @pytest.mark.parametrize(
+        "name", ["attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj"]
+    )
+    def test_the_weights_of_two_layers_swapped(
+        self, original: Original, copy: Path, name: str
+    ) -> None:
+        one, two = (f"transformer.layers.{n}.{name}.weight" for n in (0, 1))
+        self.rewrite(copy, lambda w: w.update({one: w[two], two: w[one]}))
+        assert self.fails(original, copy)
+
+    def test_a_matrix_a_quarter_too_large(self, original: Original, copy: Path) -> None:
+        name = "transformer.layers.2.mlp.proj.weight"
+        self.rewrite(copy, lambda w: w.update({name: w[name] * 1.25}))
+        assert self.fails(original, copy)
+
+    def test_one_key_value_head_in_place_of_the_other(self, original: Original, copy: Path) -> None:
+        name = "transformer.layers.1.attention.qkv.weight"
+
+        def swap_keys(weights: dict[str, Any]) -> None:
+            rows = weights[name].clone()
+            rows[64:80], rows[80:96] = weights[name][80:96], weights[name][64:80]
+            weights[name] = rows
+
+        self.rewrite(copy, swap_keys)
+        assert self.fails(original, copy)
+
+    @staticmethod
+    def rewrite(engine_dir: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        weights = load_file(engine_dir / "rank0.safetensors")
+        change(weights)
+        save_file(
+            {k: v.contiguous().clone() for k, v in weights.items()},
+            engine_dir / "rank0.safetensors",
+        )
 
 
 class TestStopIds:
@@ -398,7 +492,7 @@ class TestDrivers:
             on_log=lambda _: None,
         )
         theirs = run_reference(
-            MODELS / "llama_tied",
+            built.model_dir,
             dtype="bfloat16",
             device="cpu",
             threads=0,
@@ -464,12 +558,40 @@ class TestDrivers:
         )
 
 
+@pytest.fixture(scope="module")
+def common_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of one shape share their graphs, whatever their weights and rotary scaling."""
+    return tmp_path_factory.mktemp("cache") / "model.cache"
+
+
+def build_for_one(directory: Path, model: str, cache: Path) -> Built:
+    spec = SPEC.model_copy(update={"max_batch_size": 1})
+    built = build(directory, model, spec, cache_in=cache)
+    shutil.copy(built.cache, cache)
+    return built
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["llama31", "qwen2_untied", "mistral", "llama_mha", "llama_untied_transformers5"]
 )
-def test_other_models_of_the_family_give_the_original_answers(model: str, tmp_path: Path) -> None:
-    spec = SPEC.model_copy(update={"max_batch_size": 1})
-    other, original = Engine(build(tmp_path, model, spec).engine_dir), Original(model)
+def test_other_models_of_the_family_give_the_original_answers(
+    model: str, common_cache: Path, tmp_path: Path
+) -> None:
+    built = build_for_one(tmp_path, model, common_cache)
+    other, original = Engine(built.engine_dir), Original(built.model_dir)
     for length in (1, 9, 24):
         answers_like(original, other, [prompt_of(length)], SPEC.max_seq_len - length)
+
+
+@pytest.mark.slow
+def test_rotary_scaling_is_seen_even_by_short_prompts(common_cache: Path, tmp_path: Path) -> None:
+    """Otherwise the test above would say nothing about it."""
+    built = build_for_one(tmp_path, "llama31", common_cache)
+    original = Original(built.model_dir)
+    path = built.engine_dir / "config.json"
+    config = json.loads(path.read_text())
+    assert config["pretrained_config"].pop("rotary_scaling")["rope_type"] == "llama3"
+    path.write_text(json.dumps(config))
+    answer = Engine(built.engine_dir).generate([prompt_of(24)], 24, keep_logits=True)
+    assert not original.verdict(prompt_of(24), answer, 0).passed

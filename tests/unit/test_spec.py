@@ -49,7 +49,7 @@ def refused(data: object) -> SpecError:
 
 
 def with_value(path: str, value: object) -> dict[str, Any]:
-    data = json.loads(json.dumps(SMALL))
+    data: dict[str, Any] = json.loads(json.dumps(SMALL))
     *parents, last = path.split(".")
     part = data
     for name in parents:

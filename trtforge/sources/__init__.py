@@ -31,11 +31,6 @@ from trtforge.sources.s3 import (
     BucketUnreachableError,
     ObjectChangedError,
 )
-from trtforge.sources.safetensors_header import (
-    BrokenSafetensorsError,
-    LfsPointerError,
-    check_safetensors,
-)
 from trtforge.sources.selection import (
     BrokenIndexError,
     MissingShardError,
@@ -56,7 +51,6 @@ from trtforge.sources.uri import (
 
 __all__ = [
     "BrokenIndexError",
-    "BrokenSafetensorsError",
     "BucketAccessError",
     "BucketNotFoundError",
     "BucketUnreachableError",
@@ -73,7 +67,6 @@ __all__ = [
     "HubTokenRejectedError",
     "HubUnavailableError",
     "HubUnreachableError",
-    "LfsPointerError",
     "LocalSource",
     "MalformedSourceError",
     "MissingShardError",
@@ -89,7 +82,6 @@ __all__ = [
     "SourceDirectoryError",
     "SourceFile",
     "UnknownSchemeError",
-    "check_safetensors",
     "fetch",
     "parse_source",
     "resolve",

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
+from trtforge.checkpoint.safetensors_io import read_header
 from trtforge.errors import BuildError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, Progress
 from trtforge.sources.resolved import ResolvedSource, SourceFile, recognise
-from trtforge.sources.safetensors_header import check_safetensors
 
 
 class NotEnoughDiskError(BuildError):
@@ -58,7 +58,7 @@ def hash_arrived(
     """Check and hash fetched files: the good ones, and the names of those that are not as stated.
 
     Raises:
-        BrokenSafetensorsError: The source's own copy is cut off.
+        TruncatedFileError, CorruptFileError, LfsPointerError: The source's own copy is broken.
     """
     meter = Meter("hashing", sum(f.size_bytes for f in files), on_progress)
     good: list[FileRef] = []
@@ -66,7 +66,7 @@ def hash_arrived(
     for file in files:
         path = dest / file.path
         if file.path.endswith(".safetensors") and _size_bytes(path) == file.size_bytes:
-            check_safetensors(path)
+            read_header(path)
         ref = recognise(path, file, _into(meter))
         if ref is None:
             wrong.append(file.path)

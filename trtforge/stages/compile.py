@@ -109,5 +109,6 @@ def _describe(result: StageResult) -> str:
     seconds, cold = facts["compile_s"], facts["cold_compile_s"]
     if facts["cache"] == "cold":
         return f"compiled cold in {seconds:.1f} s"
-    text = f"compiled in {seconds:.1f} s with a {facts['cache']} model.cache"
+    state = {"partly": "partly warm", "warm": "warm"}[facts["cache"]]
+    text = f"compiled in {seconds:.1f} s with a {state} model.cache"
     return f"{text}; {cold:.1f} s without it, {cold / seconds:.1f}×" if cold else text

@@ -33,7 +33,6 @@ from trtforge.store import (
 from trtforge.tokenizer import open_tokenizer
 
 _log = logging.getLogger("trtforge")
-_STAND_IN_PROMPT = [1, 2, 3, 4]
 
 
 class PublishedCopyError(GateError):
@@ -179,11 +178,8 @@ def _ask(
     shop: Workshop, spec: BuildSpec, copy: Path, scratch: Path, on_progress: OnProgress
 ) -> dict[str, Any]:
     tokenizer = open_tokenizer(copy)
-    if tokenizer:
-        ids, max_new_tokens = question(spec, tokenizer)
-        stop_ids = tokenizer.stop_ids
-    else:
-        ids, max_new_tokens, stop_ids = _STAND_IN_PROMPT, 8, []
+    ids, max_new_tokens = question(spec, tokenizer)
+    stop_ids = tokenizer.stop_ids if tokenizer else []
     tokens, step_s = generate(
         shop, spec.engine, copy, ids, max_new_tokens, stop_ids, scratch, on_progress
     )

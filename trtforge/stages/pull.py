@@ -1,5 +1,6 @@
 """pull: the model's files, from wherever they are, into the store."""
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from trtforge.files import FileRef, describe_directory, files_digest
 from trtforge.progress import OnProgress
 from trtforge.sources import LocalSource, ResolvedSource, fetch, parse_source, resolve
 from trtforge.spec import BuildSpec
+from trtforge.stages.prompts import PROMPT_FILES, require_prompts_fit
 from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
 from trtforge.store import StageResult
+from trtforge.tokenizer import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,13 @@ def resolve_model(shop: Workshop, spec: BuildSpec) -> ResolvedSource:
 
     Raises:
         InputError, ServiceError: of `trtforge.sources`; for a local directory also what the
-            converter's preflight finds, before anything is copied.
+            converter's preflight and the tokenizer find, before anything is copied.
     """
     resolved = resolve(parse_source(spec.model.source), token=shop.hub_token)
     if resolved.kind == "local":
-        preflight(_local_directory(resolved), **_split(spec))
+        directory = _local_directory(resolved)
+        preflight(directory, **_split(spec))
+        require_prompts_fit(spec, directory)
     return resolved
 
 
@@ -77,13 +82,20 @@ def pull_inputs(resolved: ResolvedSource) -> dict[str, Any]:
 
 
 def pull(shop: Workshop, spec: BuildSpec) -> tuple[PulledModel, StageOutcome]:
-    """Fetch, check and store the model's files."""
+    """Fetch, check and store the model's files.
+
+    Raises:
+        InputError: the model cannot be converted, and is not stored; or the prompts of the spec
+            do not fit the engine it asks for.
+        ServiceError: the source or the store failed.
+    """
     resolved = resolve_model(shop, spec)
 
     def make(scratch: Path, on_progress: OnProgress) -> Made:
         files = fetch(resolved, scratch / "model", token=shop.hub_token, on_progress=on_progress)
         # A model that cannot be converted is refused before it takes room in the store.
         preflight(scratch / "model", **_split(spec))
+        open_tokenizer(scratch / "model")
         return Made(
             scratch / "model",
             files,
@@ -98,6 +110,8 @@ def pull(shop: Workshop, spec: BuildSpec) -> tuple[PulledModel, StageOutcome]:
         licence=resolved.licence,
         files=outcome.result.outputs,
     )
+    if resolved.kind != "local":  # of a local directory it is known already
+        _require_prompts_fit(shop, spec, model)
     return model, outcome
 
 
@@ -105,6 +119,15 @@ def default_name(uri: str) -> str:
     """The last part of a source, without its revision: the name aliases are filed under."""
     last = uri.rstrip("/").rsplit("/", 1)[-1]
     return last.partition("@")[0] if uri.startswith("hf://") else last
+
+
+def _require_prompts_fit(shop: Workshop, spec: BuildSpec, model: PulledModel) -> None:
+    # Not in the stage: the prompts belong to the spec, and the model is good without them.
+    shop.work_root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="prompts-", dir=shop.work_root) as scratch:
+        small = [f for f in model.files if f.path in PROMPT_FILES]
+        shop.store.materialise(small, Path(scratch) / "model")
+        require_prompts_fit(spec, Path(scratch) / "model")
 
 
 def _describe(result: StageResult) -> str:

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,12 +100,12 @@ def run_stage(
     announce(StageEvent(stage, "started"))
     try:
         found = _find(shop, stage, key)
-        result = found or _make(shop, stage, key, inputs, make, started)
+        result, hit = (found, True) if found else _make(shop, stage, key, inputs, make, started)
         detail = describe(result)
     except BaseException as error:
         announce(StageEvent(stage, "failed", str(error), seconds=time.monotonic() - started))
         raise
-    outcome = StageOutcome(result, found is not None, time.monotonic() - started, detail)
+    outcome = StageOutcome(result, hit, time.monotonic() - started, detail)
     kind: Literal["hit", "done"] = "hit" if outcome.hit else "done"
     announce(StageEvent(stage, kind, detail, seconds=outcome.seconds))
     return outcome
@@ -121,15 +122,15 @@ def _make(
     inputs: Mapping[str, Any],
     make: Make,
     started: float,
-) -> StageResult:
+) -> tuple[StageResult, bool]:
+    """The result, and whether another run had made it when this one's turn came."""
     shop.work_root.mkdir(parents=True, exist_ok=True)
     _sweep(shop.work_root)
     scratch = shop.work_root / f"{stage}-{key[:16]}"
     with FileLock(f"{scratch}.lock"):
-        # Another run on this machine may have finished it while we waited for the lock.
         found = _find(shop, stage, key)
         if found:
-            return found
+            return found, True
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:
@@ -149,7 +150,7 @@ def _make(
                 facts={**made.facts, "uploaded_bytes": sent.uploaded_bytes},
                 seconds=time.monotonic() - started,
             )
-            return shop.store.put_stage(result, replace=shop.force)
+            return shop.store.put_stage(result, replace=shop.force), False
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -157,11 +158,10 @@ def _make(
 def _sweep(work_root: Path) -> None:
     """Remove what killed runs left: scratch directories a day old that nobody holds the lock of."""
     for scratch in work_root.iterdir():
-        if not scratch.is_dir() or time.time() - scratch.stat().st_mtime < _STALE_S:
-            continue
-        try:
+        # Other runs remove theirs meanwhile, and come to this with the same intent.
+        with suppress(FileNotFoundError, Timeout):
+            if not scratch.is_dir() or time.time() - scratch.stat().st_mtime < _STALE_S:
+                continue
             with FileLock(f"{scratch}.lock", timeout=0):
                 shutil.rmtree(scratch, ignore_errors=True)
                 _log.info("removed the leftovers of an earlier run: %s", scratch.name)
-        except Timeout:
-            continue

@@ -109,8 +109,12 @@ class TestDamage:
 
     @pytest.mark.parametrize(
         "index",
-        [None, 5, [], {}, {"format": 1}, {"format": 1, "entries": []}]
-        + [{"format": 1, "entries": {"1" * 64: e}} for e in (None, {}, {"files": []})],
+        [
+            *(None, 5, [], {}, {"format": 1}, {"format": 1, "entries": []}),
+            {"format": 1, "entries": {"1" * 64: None}},
+            {"format": 1, "entries": {"1" * 64: {}}},
+            {"format": 1, "entries": {"1" * 64: {"files": []}}},
+        ],
     )
     def test_an_index_of_another_shape_is_never_fatal(self, file: Path, index: object) -> None:
         rewrite(file, index)

@@ -45,8 +45,11 @@ def _with_a_libstdcxx_that_loads() -> None:
     device is parsed, then crashes across the two. A forked child tries, so that this process sees
     the crash instead of dying of it.
     """
-    engine_dir = Path(json.loads(Path(sys.argv[1]).read_text())["engine_dir"])
-    build = json.loads((engine_dir / "config.json").read_text())["build_config"]
+    try:
+        engine_dir = Path(json.loads(Path(sys.argv[1]).read_text())["engine_dir"])
+        build = json.loads((engine_dir / "config.json").read_text())["build_config"]
+    except (OSError, ValueError, LookupError):
+        return  # the driver will say what is wrong
     if build["device"] != "cuda" or "LD_PRELOAD" in os.environ or shutil.which("g++") is None:
         return
     child = os.fork()

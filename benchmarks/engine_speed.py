@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 from trtforge.benchmark.metrics import measure
 from trtforge.canonical import digest
 from trtforge.checkpoint import convert
-from trtforge.engines.driver_process import run_driver
+from trtforge.engines.driver_process import RUN_ENVIRONMENT, run_driver
 from trtforge.progress import Progress
 
 # hidden, layers, heads, kv heads, intermediate, vocabulary
@@ -233,6 +233,7 @@ def run(
         {"jobs": jobs, "threads": 0, "logits_dir": str(work), **extra},
         work_dir=work,
         timeout_s=3600,
+        environment=RUN_ENVIRONMENT,
     )
 
 

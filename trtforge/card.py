@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtforge.benchmark.metrics import FORMULAS, Measurement
+from trtforge.files import FileRef
 from trtforge.store import Manifest
 
 _LIMITS = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
@@ -48,7 +49,7 @@ def engine_card(
                 ("Where", f"`{location}`"),
                 ("Aliases", ", ".join(f"`{name}`" for name in aliases) or "none"),
                 ("Model", f"{core.model.name} from `{core.model.source}`"),
-                ("Licence", core.model.licence or "not stated by the source"),
+                ("Licence", core.model.licence or _licence_file(core.files)),
                 ("Backend", f"{toolchain['backend']} {toolchain['backend_version']}"),
                 ("Valid on", toolchain["gpu_name"] or f"CPU {toolchain['cpu']}"),
                 ("Size", f"{len(core.files)} files, {size_bytes / 1e6:.1f} MB"),
@@ -90,6 +91,11 @@ def benchmark_rows(benchmark: Mapping[str, Any]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _licence_file(files: Sequence[FileRef]) -> str:
+    names = [f.path for f in files if f.path.upper().startswith(("LICENSE", "LICENCE"))]
+    return f"see {names[0]}" if names else "not stated by the source"
 
 
 def _benchmark(benchmark: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
+_INTERRUPTED = 130
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to build")]
 EngineId = Annotated[str, typer.Argument(metavar="ENGINE", help="Id, or its first digits")]
@@ -53,9 +54,10 @@ def main() -> None:
         line = " ".join(str(error).splitlines())
         _err.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _err.print("interrupted; finished stages are kept")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # by then Typer has caught the KeyboardInterrupt
+            _err.print("interrupted; finished stages are kept")
+        raise
 
 
 @app.command()
@@ -152,7 +154,7 @@ def build(
         _print_json(result)
         return
     _say("")
-    _print_card(result["card"])
+    _print_card(result["card"], result["location"])
     hits = sum(stage["hit"] for stage in result["stages"])
     if hits:
         _say(f"{hits} of {len(result['stages'])} stages were found in the store.")
@@ -200,7 +202,7 @@ def show(engine: EngineId, as_json: AsJson = False) -> None:
         return
     aliases = [n.alias for n, r in store.list_aliases() if r.engine_id == manifest.engine_id]
     location = store.manifest_uri(manifest.engine_id)
-    _print_card(engine_card(manifest, location=location, aliases=aliases))
+    _print_card(engine_card(manifest, location=location, aliases=aliases), location)
 
 
 @app.command()
@@ -278,10 +280,11 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def _print_card(card: str) -> None:
+def _print_card(card: str, location: str) -> None:
     # In a pipe or a file it stays markdown, with nothing cut off.
     if _out.is_terminal:
         _out.print(Markdown(card))
+        _say(f"Manifest     {location}")
     else:
         _say(card)
 

@@ -56,7 +56,8 @@ class BuildDisplay:
                 self._bar = self._bars.add_task("looking in the store", stage=event.stage, unit="")
             case "progress" if event.progress is not None and self._bar is not None:
                 progress = event.progress
-                self._bars.update(
+                # Not update(): it takes a total of None, "not known", for "leave it as it is".
+                self._bars.reset(
                     self._bar,
                     completed=progress.done,
                     total=progress.total,
@@ -67,7 +68,7 @@ class BuildDisplay:
                 if self._bar is not None:
                     self._bars.remove_task(self._bar)
                     self._bar = None
-                self._console.print(_ending(event), soft_wrap=not self._console.is_terminal)
+                self._console.print(_ending(event), soft_wrap=True)
 
 
 class _Amount(TextColumn):

@@ -355,3 +355,14 @@ def test_a_bad_model_ends_a_run_of_the_flow_with_the_same_line(
     answer.is_one_line(2, "model.layers.0.mlp.up_proj.weight")
     assert forge.run("plan", spec).stderr == done.stderr
     assert forge.listing() == before
+
+
+def test_a_gpu_that_is_not_there_is_a_wrong_spec(
+    trtforge: Command, bucket: Any, model: Path, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    spec = write_spec(tmp_path / "spec.yaml", model, engine={"options": {"device": "cuda"}})
+    trtforge("plan", spec).is_one_line(2, "engine.options.device = 'cuda'", "Set", "cpu")
+    assert keys(bucket) == set()

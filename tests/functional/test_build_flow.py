@@ -55,8 +55,9 @@ def test_the_manifest_says_what_was_asked_for_and_what_took_effect(
     assert manifest.core.model.name == built.model.name
     assert manifest.core.spec["engine"] == {"backend": "aoti", **built.spec["engine"]}
     assert manifest.core.config["max_seq_len"] == built.spec["engine"]["max_seq_len"]
-    assert manifest.core.config["device"] == manifest.core.spec["engine"]["options"]["device"]
-    assert manifest.core.gates["correctness"]["passed"] is True
+    assert manifest.core.config["device"] == built.spec["engine"]["options"]["device"]
+    gates: dict[str, Any] = manifest.core.gates
+    assert gates["correctness"]["passed"] is True
     assert manifest.timing_cache is not None
     assert manifest.timing_cache.outcome == "miss"
 
@@ -64,12 +65,14 @@ def test_the_manifest_says_what_was_asked_for_and_what_took_effect(
 def test_the_evidence_of_the_gate_can_be_read(
     forge: Forge, manifest: Manifest, tmp_path: Path
 ) -> None:
-    digest = manifest.core.gates["correctness"]["evidence"]
+    gates: dict[str, Any] = manifest.core.gates
+    assert manifest.benchmark is not None
+    digest = str(manifest.benchmark["report_sha256"])
     record = next(r for r in records(forge, "benchmark") if digest in str(r["outputs"]))
     size_bytes = next(f["size_bytes"] for f in record["outputs"] if f["sha256"] == digest)
     forge.store.get_file(digest, size_bytes, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert len(report["correctness"]) == manifest.core.gates["correctness"]["answers"]
+    assert len(report["correctness"]) == gates["correctness"]["answers"]
     assert all(verdict["passed"] for verdict in report["correctness"])
 
 
@@ -277,8 +280,8 @@ def test_generate_answers_greedily_as_the_published_copy_did(forge: Forge, built
 
 @pytest.mark.parametrize("command", ["show", "generate", "fetch"])
 def test_an_unknown_engine_is_named(forge: Forge, command: str, tmp_path: Path) -> None:
-    rest = {"show": [], "generate": ["Hello"], "fetch": [tmp_path / "out"]}[command]
-    done = forge.run(command, "0123456789", *rest)
+    rest = {"show": [], "generate": ["Hello"], "fetch": [str(tmp_path / "out")]}
+    done = forge.run(command, "0123456789", *rest[command])
     assert done.returncode == 2
     assert done.stdout == ""
     [line] = done.stderr.splitlines()

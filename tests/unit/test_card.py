@@ -51,11 +51,15 @@ BENCHMARK: dict[str, Any] = {
 ANSWER = {"prompt": "How?", "text": "Un, deux,\ntrois.", "tokens": 7, "seconds": 0.25}
 
 
+FILES = (FileRef("rank0.pt2", 1_500_000, "a" * 64), FileRef("LICENSE", 1, "b" * 64))
+
+
 def manifest(
     *,
     source: str = "hf://acme/tiny@main",
     licence: str | None = "apache-2.0",
     benchmark: dict[str, Any] | None = BENCHMARK,
+    files: tuple[FileRef, ...] = FILES,
     **toolchain: Any,
 ) -> Manifest:
     core = ManifestCore(
@@ -65,7 +69,7 @@ def manifest(
         spec=parse_spec({"model": {"source": source}}).model_dump(mode="json"),
         config=EFFECTIVE,
         toolchain={**TOOLCHAIN.to_json(), **toolchain},
-        files=(FileRef("rank0.pt2", 1_500_000, "a" * 64), FileRef("LICENSE", 1, "b" * 64)),
+        files=files,
         parents=Parents(source="aa", checkpoint="bb"),
         gates={"correctness": {"passed": True}},
     )
@@ -113,6 +117,8 @@ def test_it_says_which_engine_this_is_and_where_it_is_valid() -> None:
 
 def test_an_unknown_licence_is_not_passed_over() -> None:
     shown = facts(engine_card(manifest(licence=None), location=LOCATION))
+    assert shown["Licence"] == "see LICENSE"
+    shown = facts(engine_card(manifest(licence=None, files=FILES[:1]), location=LOCATION))
     assert shown["Licence"] == "not stated by the source"
 
 

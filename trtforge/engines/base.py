@@ -40,7 +40,7 @@ class Toolchain:
 
     @property
     def device_name(self) -> str:
-        """What an alias is filed under: the GPU's name, or `cpu` and its widest vector unit."""
+        """What an alias is filed under: the GPU's name, or `cpu` and its vector units."""
         return self.gpu_name or f"cpu-{self.cpu.replace(' ', '-').replace('_', '-')}"
 
     def to_json(self) -> dict[str, Any]:

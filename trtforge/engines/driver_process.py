@@ -21,6 +21,13 @@ _LOG_TAIL_LINES = 8
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 OnLog = Callable[[str], None]
+
+RUN_ENVIRONMENT = {
+    # Idle OpenMP threads otherwise spin. Where a core is shared, or where PyTorch and compiled code
+    # bring an OpenMP runtime each, that slows a token down five times.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""Variables for drivers that run models: the same for the engine and for the reference."""
 _News = TypeVar("_News")
 
 

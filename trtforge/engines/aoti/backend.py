@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtforge.engines.base import BuildOutcome, OnLog, RunOutcome, Toolchain
-from trtforge.engines.driver_process import run_driver
+from trtforge.engines.driver_process import RUN_ENVIRONMENT, DriverFailedError, run_driver
 from trtforge.errors import BuildError, InputError
 from trtforge.files import describe_directory
 from trtforge.progress import OnProgress
@@ -66,15 +66,24 @@ class AotiBackend:
             )
 
     def probe(self, engine: EngineSpec, work_dir: Path) -> Toolchain:
-        return Toolchain.from_json(
-            run_driver(
+        try:
+            found = run_driver(
                 f"{_PACKAGE}.probe_driver",
                 {"device": _device(engine)},
                 work_dir=work_dir,
                 timeout_s=_PROBE_TIMEOUT_S,
                 python=self._python,
             )
-        )
+        except DriverFailedError as error:
+            if error.cause != "no-gpu":
+                raise
+            raise EngineOptionError(
+                error.problem,
+                field="engine.options.device",
+                value=_device(engine),
+                remedy=error.remedy,
+            ) from error
+        return Toolchain.from_json(found)
 
     def build(
         self,
@@ -162,6 +171,7 @@ class AotiBackend:
             work_dir=work_dir,
             timeout_s=_RUN_TIMEOUT_S,
             python=self._python,
+            environment=RUN_ENVIRONMENT,
             on_progress=on_progress,
             on_log=on_log,
         )

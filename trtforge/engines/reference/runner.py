@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trtforge.engines.base import OnLog, RunOutcome
-from trtforge.engines.driver_process import run_driver
+from trtforge.engines.driver_process import RUN_ENVIRONMENT, run_driver
 from trtforge.progress import OnProgress
 
 _TIMEOUT_S = 3600.0
@@ -45,7 +45,7 @@ def run_reference(
         work_dir=work_dir,
         timeout_s=_TIMEOUT_S,
         python=python,
-        environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        environment={**RUN_ENVIRONMENT, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
         on_progress=on_progress,
         on_log=on_log,
     )

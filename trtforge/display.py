@@ -62,6 +62,7 @@ class BuildDisplay:
                     completed=progress.done,
                     total=progress.total,
                     description=progress.what,
+                    stage=event.stage,
                     unit=progress.unit,
                 )
             case "hit" | "done" | "failed":

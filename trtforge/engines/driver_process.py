@@ -23,9 +23,10 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 OnLog = Callable[[str], None]
 
 RUN_ENVIRONMENT = {
-    # Idle OpenMP threads otherwise spin. Where a core is shared, or where PyTorch and compiled code
-    # bring an OpenMP runtime each, that slows a token down five times.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    # How long (in turns of a loop) an OpenMP thread spins before it sleeps. By default it spins so
+    # long that, where another process takes a core, tokens come many times slower; sleeping at
+    # once (OMP_WAIT_POLICY=PASSIVE) makes them twice as slow on a quiet machine.
+    "GOMP_SPINCOUNT": "1000",
 }
 """Variables for drivers that run models: the same for the engine and for the reference."""
 _News = TypeVar("_News")

@@ -102,7 +102,7 @@ def pull(shop: Workshop, spec: BuildSpec) -> tuple[PulledModel, StageOutcome]:
             {"content_digest": files_digest(files), "size_bytes": sum(f.size_bytes for f in files)},
         )
 
-    outcome = run_stage(shop, "pull", pull_inputs(resolved), make, _describe)
+    outcome = run_stage(shop, "pull", pull_inputs(resolved), make, _describe, resumable=True)
     model = PulledModel(
         name=spec.model.name or default_name(resolved.uri),
         source=resolved.uri,

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from trtforge.canonical import digest
+from trtforge.errors import BuildError, InputError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, Progress, StageEvent, announce
 from trtforge.store import StageResult, Store
@@ -84,6 +85,8 @@ def run_stage(
     inputs: Mapping[str, Any],
     make: Make,
     describe: Callable[[StageResult], str],
+    *,
+    resumable: bool = False,
 ) -> StageOutcome:
     """Find or make the result of one stage.
 
@@ -91,6 +94,8 @@ def run_stage(
         inputs: JSON; everything that decides the outputs.
         make: Called on a miss with an empty scratch directory, and a callback for progress.
         describe: One line about the result, for a person.
+        resumable: `make` can go on from what an earlier call left: after a failed service, a
+            cancellation or a kill the scratch directory stays, and the next call gets it as it is.
 
     Raises:
         Whatever `make` and the store raise; then nothing is recorded.
@@ -100,7 +105,9 @@ def run_stage(
     announce(StageEvent(stage, "started"))
     try:
         found = _find(shop, stage, key)
-        result, hit = (found, True) if found else _make(shop, stage, key, inputs, make, started)
+        result, hit = (
+            (found, True) if found else _make(shop, stage, key, inputs, make, started, resumable)
+        )
         detail = describe(result)
     except BaseException as error:
         announce(StageEvent(stage, "failed", str(error), seconds=time.monotonic() - started))
@@ -122,6 +129,7 @@ def _make(
     inputs: Mapping[str, Any],
     make: Make,
     started: float,
+    resumable: bool,
 ) -> tuple[StageResult, bool]:
     """The result, and whether another run had made it when this one's turn came."""
     shop.work_root.mkdir(parents=True, exist_ok=True)
@@ -131,8 +139,10 @@ def _make(
         found = _find(shop, stage, key)
         if found:
             return found, True
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
+        if not resumable:
+            shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(exist_ok=True)
+        keep = False
         try:
 
             def on_progress(progress: Progress) -> None:
@@ -151,8 +161,14 @@ def _make(
                 seconds=time.monotonic() - started,
             )
             return shop.store.put_stage(result, replace=shop.force), False
+        except (InputError, BuildError):
+            raise
+        except BaseException:
+            keep = resumable
+            raise
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sweep(work_root: Path) -> None:

@@ -10,6 +10,7 @@ from models import write_tiny_model
 from safetensors.numpy import load_file, save_file
 
 from trtforge.errors import InputError
+from trtforge.progress import StageEvent, listening
 from trtforge.spec import BuildSpec, parse_spec
 from trtforge.stages.prompts import PromptTooLongError
 from trtforge.stages.pull import pull, resolve_model
@@ -154,3 +155,20 @@ def test_a_tokenizer_that_cannot_be_read_is_named(shop: Workshop, model: Path) -
     break_the_tokenizer(model)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
         resolve_model(shop, spec(model))
+
+
+def test_a_pull_that_was_cut_off_goes_on_from_the_files_it_had(
+    shop: Workshop, hub: HubServer, model: Path
+) -> None:
+    hub.add_commit(REPO, model)
+
+    def cut_off(event: StageEvent) -> None:
+        if event.progress and event.progress.what == "hashing":
+            raise ConnectionError("the worker went away")
+
+    with listening(cut_off), pytest.raises(ConnectionError):
+        pull(shop, spec(f"hf://{REPO}"))
+    _, outcome = pull(shop, spec(f"hf://{REPO}"))
+    assert not outcome.hit
+    assert len(hub.downloads("model.safetensors")) == 1
+    assert [path for path in shop.work_root.iterdir() if path.is_dir()] == []

@@ -49,8 +49,9 @@ def build_engine(spec: BuildSpec, force: bool = False) -> dict[str, Any]:
         for outcome in (pulled, converted, compiled, measured, publication.outcome)
     ]
     location = task_workshop(force=False).store.manifest_uri(publication.manifest.engine_id)
+    # An engine that was published before keeps its first manifest; the card tells of this run.
     card = engine_card(
-        publication.manifest,
+        publication.manifest.model_copy(update={"benchmark": manifest.benchmark}),
         location=location,
         aliases=tuple(publication.aliases),
         answer=publication.answer,

@@ -6,6 +6,7 @@ from typing import Self
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from trtforge.progress import StageEvent, listening
@@ -24,11 +25,17 @@ class BuildDisplay:
         self._console = console
         self._bars = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("[bold]{task.fields[stage]:<9}"),
-            BarColumn(bar_width=24),
+            TextColumn("[bold]{task.fields[stage]:<9}", table_column=Column(min_width=9)),
+            BarColumn(bar_width=24, table_column=Column(min_width=24)),
             _Amount(),
-            TextColumn("{task.description}", markup=False),
+            # The step may carry a long path; it is what gives way.
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             console=console,
+            expand=True,
             transient=True,
         )
         self._bar: TaskID | None = None
@@ -76,7 +83,7 @@ class _Amount(TextColumn):
     """How much of how much, in the unit of the step."""
 
     def __init__(self) -> None:
-        super().__init__("")
+        super().__init__("", table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         total = task.total

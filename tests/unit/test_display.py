@@ -21,8 +21,8 @@ def shown(*events: StageEvent, terminal: bool = False) -> str:
     return output.getvalue()
 
 
-def console_of(output: StringIO, terminal: bool) -> Console:
-    return Console(file=output, force_terminal=terminal, force_interactive=terminal, width=60)
+def console_of(output: StringIO, terminal: bool, width: int = 60) -> Console:
+    return Console(file=output, force_terminal=terminal, force_interactive=terminal, width=width)
 
 
 def stage(
@@ -60,7 +60,7 @@ def test_in_a_pipe_nothing_is_written_while_a_stage_works() -> None:
 def test_a_terminal_shows_a_bar_with_the_step_and_then_the_end() -> None:
     output = StringIO()
     *working, end = stage("pull", "done", "7 files", 1.0)
-    with BuildDisplay(console_of(output, terminal=True)):
+    with BuildDisplay(console_of(output, terminal=True, width=100)):
         for event in working:
             announce(event)
         deadline = time.monotonic() + 10
@@ -90,3 +90,16 @@ def test_nothing_is_shown_when_the_build_is_over() -> None:
         pass
     announce(StageEvent("pull", "done", "later", seconds=1.0))
     assert output.getvalue() == ""
+
+
+def test_a_long_step_gives_way_to_the_bar_and_the_amount() -> None:
+    output = StringIO()
+    step = Progress("fetching file:///" + "long/" * 40, 5, 10, "bytes")
+    with BuildDisplay(console_of(output, terminal=True, width=80)):
+        announce(StageEvent("pull", "started"))
+        announce(StageEvent("pull", "progress", progress=step))
+        deadline = time.monotonic() + 10
+        while "fetching file" not in output.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert "5 bytes of 10 bytes" in output.getvalue()

@@ -136,7 +136,6 @@ def new_records(forge: Forge, before: dict[str, str]) -> list[str]:
     return sorted(parts[-1] for parts in shown)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("built")
 def test_a_build_that_is_killed_again_and_again_gets_done(forge: Forge, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny-killed", seed=9)

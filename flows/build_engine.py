@@ -11,7 +11,6 @@ from tasks.convert import convert_model
 from tasks.plan import plan_build
 from tasks.publish import publish_engine
 from tasks.pull import pull_model
-from tasks.workshop import task_workshop
 from trtforge.card import StageLine, engine_card
 from trtforge.spec import BuildSpec
 from trtforge.stages.compile import engine_files
@@ -48,19 +47,18 @@ def build_engine(spec: BuildSpec, force: bool = False) -> dict[str, Any]:
         StageLine(outcome.result.stage, outcome.hit, outcome.seconds, outcome.detail)
         for outcome in (pulled, converted, compiled, measured, publication.outcome)
     ]
-    location = task_workshop(force=False).store.manifest_uri(publication.manifest.engine_id)
     # An engine that was published before keeps its first manifest; the card tells of this run.
     card = engine_card(
         publication.manifest.model_copy(update={"benchmark": manifest.benchmark}),
-        location=location,
+        location=publication.location,
         aliases=tuple(publication.aliases),
         answer=publication.answer,
         stages=stages,
     )
-    create_markdown_artifact(card, key="engine-card", description=location)
+    create_markdown_artifact(card, key="engine-card", description=publication.location)
     return {
         "engine_id": publication.manifest.engine_id,
-        "location": location,
+        "location": publication.location,
         "answer": publication.answer,
         "aliases": publication.aliases,
         "stages": [

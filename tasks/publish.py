@@ -27,11 +27,10 @@ def publish_engine(
     spec: BuildSpec, manifest: Manifest, toolchain: Toolchain, force: bool
 ) -> Publication:
     """Publish, try the published copy, move the aliases."""
-    shop = task_workshop(force=force)
     with reported("publish"):
-        publication = publish(shop, spec, manifest, toolchain)
+        publication = publish(task_workshop(force=force), spec, manifest, toolchain)
     create_link_artifact(
-        link=shop.store.manifest_uri(publication.manifest.engine_id),
+        link=publication.location,
         link_text=f"manifest of engine {publication.manifest.engine_id[:12]}",
         key="manifest",
     )

@@ -11,8 +11,6 @@ from rich.text import Text
 
 from trtforge.progress import StageEvent, listening
 
-STAGES = ("pull", "convert", "compile", "benchmark", "publish")
-
 
 class BuildDisplay:
     """One line per stage: a bar while it works, then how it ended and how long it took.

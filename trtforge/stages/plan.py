@@ -11,7 +11,7 @@ from trtforge.spec import BuildSpec
 from trtforge.stages.benchmark import benchmark_inputs
 from trtforge.stages.compile import compile_inputs, engine_files, probe_toolchain
 from trtforge.stages.convert import convert_inputs
-from trtforge.stages.pull import PulledModel, default_name, pull_inputs, resolve_model
+from trtforge.stages.pull import pull_inputs, pulled_model, resolve_model
 from trtforge.stages.stage import Workshop, stage_key
 from trtforge.store import StageResult
 
@@ -106,13 +106,7 @@ def _look_up(
     pulled = look("pull", pull_inputs(resolved))
     if not pulled:
         return rest("convert", "compile", "benchmark", "publish")
-    model = PulledModel(
-        name=spec.model.name or default_name(resolved.uri),
-        source=resolved.uri,
-        revision=resolved.revision,
-        licence=resolved.licence,
-        files=pulled.outputs,
-    )
+    model = pulled_model(spec, resolved, pulled)
     checkpoint = look("convert", convert_inputs(model, spec))
     if not checkpoint:
         return rest("compile", "benchmark", "publish")

@@ -41,9 +41,11 @@ class PublishedCopyError(GateError):
 
 @dataclass(frozen=True)
 class Publication:
-    """A published engine: its manifest, what its published copy answered, aliases moved."""
+    """A published engine: its manifest and where that lies (`s3://…`), what its published copy
+    answered, and which aliases moved."""
 
     manifest: Manifest
+    location: str
     answer: dict[str, Any]
     aliases: dict[str, bool]
     outcome: StageOutcome
@@ -127,7 +129,8 @@ def publish(
         name = alias_name(stored, alias)
         aliases[alias] = shop.store.set_alias(name, stored.engine_id, by=_who()).moved
     facts: dict[str, Any] = outcome.result.facts
-    return Publication(stored, facts["answer"], aliases, outcome)
+    location = shop.store.manifest_uri(stored.engine_id)
+    return Publication(stored, location, facts["answer"], aliases, outcome)
 
 
 def alias_name(manifest: Manifest, alias: str) -> AliasName:

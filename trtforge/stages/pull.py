@@ -103,16 +103,21 @@ def pull(shop: Workshop, spec: BuildSpec) -> tuple[PulledModel, StageOutcome]:
         )
 
     outcome = run_stage(shop, "pull", pull_inputs(resolved), make, _describe, resumable=True)
-    model = PulledModel(
+    model = pulled_model(spec, resolved, outcome.result)
+    if resolved.kind != "local":  # of a local directory it is known already
+        _require_prompts_fit(shop, spec, model)
+    return model, outcome
+
+
+def pulled_model(spec: BuildSpec, resolved: ResolvedSource, result: StageResult) -> PulledModel:
+    """What the pull stage's record says, for the stages after it."""
+    return PulledModel(
         name=spec.model.name or default_name(resolved.uri),
         source=resolved.uri,
         revision=resolved.revision,
         licence=resolved.licence,
-        files=outcome.result.outputs,
+        files=result.outputs,
     )
-    if resolved.kind != "local":  # of a local directory it is known already
-        _require_prompts_fit(shop, spec, model)
-    return model, outcome
 
 
 def default_name(uri: str) -> str:

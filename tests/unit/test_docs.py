@@ -34,7 +34,11 @@ def _typed(program: str) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("where", "words"), _typed("trtforge"))
 def test_commands_and_their_options_exist(where: str, words: list[str]) -> None:
-    command = _COMMAND.commands[words[0]]  # type: ignore[attr-defined]
+    command = _COMMAND
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        command = command.commands[word]
     options = {name for parameter in command.params for name in parameter.opts}
     assert [w for w in words if w.startswith("--") and w not in options] == [], where
 

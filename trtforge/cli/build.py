@@ -1,0 +1,102 @@
+"""`trtforge plan` and `build`: from a spec to a published engine."""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trtforge.cli.output import (
+    AsJson,
+    SpecFile,
+    err,
+    open_workshop,
+    out,
+    print_card,
+    print_json,
+    print_table,
+    say,
+)
+from trtforge.display import BuildDisplay
+from trtforge.errors import ServiceError
+from trtforge.settings import load_settings, prefect_environment
+
+app = typer.Typer()
+
+
+class PrefectUnreachableError(ServiceError):
+    """The Prefect server does not answer."""
+
+
+@app.command()
+def plan(spec_file: SpecFile, as_json: AsJson = False) -> None:
+    """Show what a build would do, and what is in the store already. Changes nothing."""
+    from trtforge.spec import load_spec
+    from trtforge.stages.plan import make_plan
+
+    spec = load_spec(spec_file)
+    made = make_plan(open_workshop(), spec)
+    if as_json:
+        print_json(made.to_json())
+        return
+    say(made.source)
+    rows = [(stage.stage, stage.status, stage.detail) for stage in made.stages]
+    print_table(("Stage", "Status", "Detail"), rows)
+    say(f"Model {made.model_bytes / 1e6:.1f} MB; on {made.toolchain.device_name}")
+
+
+@app.command()
+def build(
+    spec_file: SpecFile,
+    force: Annotated[bool, typer.Option("--force", help="Make every stage again")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build, verify and publish an engine, as a run of the flow build-engine."""
+    from trtforge.spec import load_spec
+
+    spec = load_spec(spec_file)
+    settings = load_settings()
+    settings.require_bucket()
+    environment = prefect_environment(settings)
+    # Prefect makes no parents.
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    os.environ.update(environment)
+    # The display tells what happens; Prefect's own lines go to its UI, and warnings here.
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    _require_prefect(str(settings.prefect_api_url))
+    if not as_json:
+        say(f"Prefect UI   {_ui_url(str(settings.prefect_api_url))}")
+    # By name, so that the library does not depend on the flows built from it.
+    flow = importlib.import_module("flows.build_engine").build_engine
+    with BuildDisplay(err if as_json else out):
+        result: dict[str, Any] = flow(spec, force=force)
+    if as_json:
+        print_json(result)
+        return
+    say("")
+    print_card(result["card"], result["location"])
+    hits = sum(stage["hit"] for stage in result["stages"])
+    if hits:
+        say(f"{hits} of {len(result['stages'])} stages were found in the store.")
+
+
+def _require_prefect(api_url: str) -> None:
+    from prefect.client.orchestration import get_client
+
+    # Prefect itself would say so with a traceback.
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise PrefectUnreachableError(
+            f"no answer from the Prefect server ({type(problem).__name__})",
+            field="prefect_api_url",
+            value=api_url,
+            remedy="Check the address and that the server runs (`trtforge up` starts the embedded "
+            "one)",
+        )
+
+
+def _ui_url(api_url: str) -> str:
+    return api_url.removesuffix("/").removesuffix("/api")

@@ -1,4 +1,4 @@
-"""`trtforge resolve`, `promote`, `rollback`, `history`: the right engine, and who said so."""
+"""`trtforge promote`, `rollback`, `history`: which engine a name stands for, and who said so."""
 
 import typer
 

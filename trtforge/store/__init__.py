@@ -70,13 +70,13 @@ class Store:
     def __init__(
         self, client: S3Client, bucket: str, cache_dir: Path, *, part_bytes: int = PART_BYTES
     ) -> None:
-        self._bucket = Bucket(client, bucket)
-        self._cache = BlobCache(cache_dir)
-        self._blobs = Blobs(self._bucket, self._cache, part_bytes)
-        self._stages = Stages(self._bucket, self._blobs)
-        self._manifests = Manifests(self._bucket, self._blobs)
-        self._aliases = Aliases(self._bucket, self._manifests)
-        self._timing = TimingCaches(self._bucket, self._blobs)
+        self.bucket = Bucket(client, bucket)
+        self.cache = BlobCache(cache_dir)
+        self.blobs = Blobs(self.bucket, self.cache, part_bytes)
+        self.stages = Stages(self.bucket, self.blobs)
+        self.manifests = Manifests(self.bucket, self.blobs)
+        self.aliases = Aliases(self.bucket, self.manifests)
+        self.timing = TimingCaches(self.bucket, self.blobs)
 
     @classmethod
     def from_settings(
@@ -114,11 +114,11 @@ class Store:
             FileChangedError: The file is not what `ref` says.
             UploadNotKeptError: The service does not hold what it accepted.
         """
-        return self._blobs.put_file(path, ref, on_progress)
+        return self.blobs.put_file(path, ref, on_progress)
 
     def put_bytes(self, data: bytes, path: str) -> FileRef:
         """Upload a few bytes as a blob that the file sets of others will call `path`."""
-        return self._blobs.put_bytes(data, path)
+        return self.blobs.put_bytes(data, path)
 
     def get_file(
         self,
@@ -141,7 +141,7 @@ class Store:
             BlobMissingError: The store has no such blob.
             BlobCorruptError: The stored bytes do not match their name.
         """
-        self._blobs.get_file(sha256, size_bytes, dest, on_progress, verify=verify)
+        self.blobs.get_file(sha256, size_bytes, dest, on_progress, verify=verify)
 
     def add_to_cache(self, path: Path, ref: FileRef, on_progress: OnProgress = ignore) -> None:
         """Put a file produced here into the cache, so that it need not be downloaded.
@@ -152,7 +152,7 @@ class Store:
         Raises:
             FileChangedError: The file is not what `ref` says.
         """
-        self._cache.add(path, ref, on_progress)
+        self.cache.add(path, ref, on_progress)
 
     # File sets
 
@@ -160,7 +160,7 @@ class Store:
         self, directory: Path, files: Sequence[FileRef], on_progress: OnProgress = ignore
     ) -> PutSummary:
         """Upload the files of `directory`, each once; see `put_file`."""
-        return self._blobs.put_files(directory, files, on_progress)
+        return self.blobs.put_files(directory, files, on_progress)
 
     def materialise(
         self,
@@ -179,7 +179,7 @@ class Store:
         Raises:
             DestinationTakenError: `dest` exists and is not an empty directory.
         """
-        self._blobs.materialise(files, dest, use_cache=use_cache, on_progress=on_progress)
+        self.blobs.materialise(files, dest, use_cache=use_cache, on_progress=on_progress)
 
     # Stages
 
@@ -188,7 +188,7 @@ class Store:
 
         A record with missing outputs counts as none; a warning in the log says which.
         """
-        return self._stages.get(stage, key)
+        return self.stages.get(stage, key)
 
     def put_stage(self, result: StageResult, *, replace: bool = False) -> StageResult:
         """Record that a stage is done, and return the record that the store holds afterwards.
@@ -199,7 +199,7 @@ class Store:
         Args:
             replace: A forced rebuild: this result wins.
         """
-        return self._stages.put(result, replace=replace)
+        return self.stages.put(result, replace=replace)
 
     # Manifests
 
@@ -222,7 +222,7 @@ class Store:
             BlobsNotUploadedError: A blob is not in the bucket.
             ManifestConflictError: The store holds something else under this name.
         """
-        return self._manifests.publish(manifest)
+        return self.manifests.publish(manifest)
 
     def get_manifest(self, engine_id: str) -> Manifest:
         """The manifest of an engine, by its id or the first 6 or more digits of it.
@@ -233,15 +233,15 @@ class Store:
             EngineAmbiguousError: There are several.
             ManifestIdError: Its content does not match its id.
         """
-        return self._manifests.get(engine_id)
+        return self.manifests.get(engine_id)
 
     def manifest_uri(self, engine_id: str) -> str:
         """The `s3://` address of an engine's manifest."""
-        return self._bucket.uri(manifest_key(engine_id))
+        return self.bucket.uri(manifest_key(engine_id))
 
     def list_manifests(self) -> Iterator[Manifest]:
         """All engines, the newest first; unreadable ones are left out with a warning."""
-        return self._manifests.newest_first()
+        return self.manifests.newest_first()
 
     # Aliases
 
@@ -256,15 +256,15 @@ class Store:
             EngineUnknownError: The engine is not published; the alias is where it was.
             ContendedError: Others kept moving the alias.
         """
-        return self._aliases.move(name, engine_id, by=by)
+        return self.aliases.move(name, engine_id, by=by)
 
     def get_alias(self, name: AliasName) -> AliasRecord | None:
         """Where an alias points, with its history; None when it was never set."""
-        return self._aliases.get(name)
+        return self.aliases.get(name)
 
     def list_aliases(self, model: str | None = None) -> Iterator[tuple[AliasName, AliasRecord]]:
         """All aliases, or those of one model."""
-        return self._aliases.all(model)
+        return self.aliases.all(model)
 
     # Timing caches and runs
 
@@ -273,19 +273,19 @@ class Store:
 
         None when there is none; also, with a warning, when the stored one is damaged or gone.
         """
-        return self._timing.get(toolchain_key, dest)
+        return self.timing.get(toolchain_key, dest)
 
     def put_timing_cache(
         self, toolchain_key: str, path: Path, *, entries: int | None = None
     ) -> FileRef:
         """Make `path` the newest timing cache of a toolchain; the last writer wins."""
-        return self._timing.put(toolchain_key, path, entries=entries)
+        return self.timing.put(toolchain_key, path, entries=entries)
 
     def put_run_file(self, run_id: str, name: str, data: bytes) -> str:
         """Keep a file of a run (raw data, report, log); returns its `s3://` address."""
         key = run_key(run_id, name)
-        self._bucket.put(key, data, "application/octet-stream")
-        return self._bucket.uri(key)
+        self.bucket.put(key, data, "application/octet-stream")
+        return self.bucket.uri(key)
 
     def probe_conditional_writes(self) -> None:
         """Check that the service honours conditional writes; the first use does it by itself.
@@ -293,4 +293,4 @@ class Store:
         Raises:
             ConditionalWritesError: It does not, and aliases would not be safe.
         """
-        self._bucket.probe_conditional_writes()
+        self.bucket.probe_conditional_writes()

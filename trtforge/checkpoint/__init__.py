@@ -9,11 +9,13 @@ from trtforge.checkpoint.convert import convert
 from trtforge.checkpoint.hf_config import ModelConfig, parse_hf_config, read_hf_config
 from trtforge.checkpoint.plan import ConversionPlan
 from trtforge.checkpoint.preflight import preflight
+from trtforge.checkpoint.target import Target
 from trtforge.checkpoint.trtllm_config import trtllm_config
 
 __all__ = [
     "ConversionPlan",
     "ModelConfig",
+    "Target",
     "convert",
     "parse_hf_config",
     "preflight",

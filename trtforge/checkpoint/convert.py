@@ -1,23 +1,28 @@
 """From a Hugging Face directory to a TensorRT-LLM checkpoint directory, streaming."""
 
 import errno
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
-from trtforge.checkpoint.casting import SOURCE_DTYPES, cast
-from trtforge.checkpoint.hashed_file import PIECE_BYTES, HashedFile
-from trtforge.checkpoint.plan import ConversionPlan, RankFile, Rows
+from trtforge.checkpoint.plan import ConversionPlan, RankFile
 from trtforge.checkpoint.preflight import preflight
-from trtforge.checkpoint.safetensors_io import TensorReader
 from trtforge.checkpoint.staging import staged_directory
+from trtforge.checkpoint.streaming import write_group
+from trtforge.checkpoint.target import DEFAULT_TARGET, Target
 from trtforge.errors import InputError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, Progress, ignore
 
 # Beside the rank files: config.json and what the file system needs for itself.
 _SPARE_BYTES = 1 << 20
+# Pipeline ranks written side by side; each takes its own buffers.
+_GROUPS_AT_ONCE = 4
 
 
 class NotEnoughDiskError(InputError):
@@ -27,22 +32,20 @@ class NotEnoughDiskError(InputError):
 def convert(
     model_dir: Path,
     out_dir: Path,
+    target: Target = DEFAULT_TARGET,
     *,
-    dtype: str = "bfloat16",
-    tp: int = 1,
-    pp: int = 1,
     on_progress: OnProgress = ignore,
 ) -> list[FileRef]:
-    """Write the TensorRT-LLM 1.2 checkpoint of a Hugging Face model to `out_dir`.
+    """Write the TensorRT-LLM checkpoint of a Hugging Face model to `out_dir`.
 
-    The same model gives the same bytes. Memory stays at some tens of MiB whatever the model's
-    size. `out_dir` (absent or empty before) appears complete and synced to disk, or not at all:
-    the work is done in a hidden sibling, which an error removes and the next start after a kill
-    cleans up.
+    The same model gives the same bytes. The source is read once, however many ranks there are;
+    memory stays below some hundred MiB whatever the model's size. `out_dir` (absent or empty
+    before) appears complete and synced to disk, or not at all: the work is done in a hidden
+    sibling, which an error removes and the next start after a kill cleans up.
 
     Args:
-        dtype: Type of the weights; bfloat16 weights are copied bit by bit, others rounded to
-            nearest even.
+        target: Release, type and split. Weights of that type are copied bit by bit, others
+            rounded to nearest even.
         on_progress: Told the bytes written of all rank files, with the tensor's name. An exception
             it raises ends the conversion.
 
@@ -51,9 +54,9 @@ def convert(
 
     Raises:
         InputError: What `preflight` raises; OutputNotEmptyError, OutputBusyError,
-            NotEnoughDiskError.
+            NotEnoughDiskError, WeightOverflowError.
     """
-    plan = preflight(model_dir, dtype=dtype, tp=tp, pp=pp)
+    plan = preflight(model_dir, target)
     try:
         with staged_directory(out_dir) as directory:
             _check_disk(plan, directory, out_dir)
@@ -84,49 +87,58 @@ def _check_disk(plan: ConversionPlan, directory: Path, out_dir: Path) -> None:
 def _write_checkpoint(
     plan: ConversionPlan, directory: Path, on_progress: OnProgress
 ) -> list[FileRef]:
-    with HashedFile(directory / "config.json") as out:
-        out.write(json.dumps(plan.config, indent=4, sort_keys=True).encode() + b"\n")
-        files = [out.finish()]
-    done_bytes = 0
-    scratch = memoryview(bytearray(PIECE_BYTES))
-    with TensorReader() as reader:
-        for rank in plan.ranks:
-            with HashedFile(directory / rank.name) as out:
-                out.write(rank.header)
-                done_bytes += len(rank.header)
-                for name, written_bytes in _write_tensors(out, rank, reader, scratch):
-                    done_bytes += written_bytes
-                    on_progress(Progress(name, done_bytes, plan.output_bytes, "bytes"))
-                files.append(out.finish())
+    report = _Report(plan.output_bytes, on_progress)
+    files = [_write_config(plan, directory)]
+    workers = min(len(plan.groups), _GROUPS_AT_ONCE, max(1, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(workers, "ranks") as pool:
+        groups = [pool.submit(_write_group, ranks, directory, report) for ranks in plan.groups]
+        try:
+            for group in groups:
+                files += group.result()
+        except BaseException:
+            report.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     return files
 
 
-def _write_tensors(
-    out: HashedFile, rank: RankFile, reader: TensorReader, scratch: memoryview
-) -> Iterator[tuple[str, int]]:
-    """Yields the tensor's name and the bytes written, after each piece."""
-    for tensor in rank.tensors:
-        for rows in tensor.sources:
-            for written_bytes in _write_rows(out, rows, tensor.dtype, reader, scratch):
-                yield tensor.name, written_bytes
+def _write_config(plan: ConversionPlan, directory: Path) -> FileRef:
+    raw = json.dumps(plan.config, indent=4, sort_keys=True).encode() + b"\n"
+    with (directory / "config.json").open("xb") as out:
+        out.write(raw)
+        out.flush()
+        os.fsync(out.fileno())
+    return FileRef("config.json", len(raw), hashlib.sha256(raw).hexdigest())
 
 
-def _write_rows(
-    out: HashedFile, rows: Rows, dtype: str, reader: TensorReader, scratch: memoryview
-) -> Iterator[int]:
-    source_dtype = rows.tensor.dtype
-    read_width, write_width = SOURCE_DTYPES[source_dtype].itemsize, SOURCE_DTYPES[dtype].itemsize
-    numbers = rows.size_bytes // read_width
-    step = PIECE_BYTES // max(read_width, write_width)
-    for first in range(0, numbers, step):
-        count = min(step, numbers - first)
-        offset_bytes = rows.offset_bytes + first * read_width
-        piece = out.take()
-        if source_dtype == dtype:
-            reader.read_into(rows.tensor, offset_bytes, piece[: count * read_width])
+def _write_group(ranks: Sequence[RankFile], directory: Path, report: "_Report") -> list[FileRef]:
+    """Write the files of one pipeline rank."""
+    files = []
+    for step in write_group(ranks, directory):
+        if isinstance(step, FileRef):
+            files.append(step)
         else:
-            raw = scratch[: count * read_width]
-            reader.read_into(rows.tensor, offset_bytes, raw)
-            cast(raw, source_dtype, piece[: count * write_width], dtype)
-        out.put(piece, count * write_width)
-        yield count * write_width
+            report.add(*step)
+    return files
+
+
+class _Report:
+    """Adds up what the groups write, and tells it in one place."""
+
+    def __init__(self, total_bytes: int, on_progress: OnProgress) -> None:
+        self._total_bytes = total_bytes
+        self._on_progress = on_progress
+        self._done_bytes = 0
+        self._stopped = False
+        self._lock = Lock()
+
+    def add(self, name: str, count: int) -> None:
+        with self._lock:
+            if self._stopped:
+                raise CancelledError
+            self._done_bytes += count
+            self._on_progress(Progress(name, self._done_bytes, self._total_bytes, "bytes"))
+
+    def stop(self) -> None:
+        """The next `add` of every group ends it."""
+        self._stopped = True

@@ -1,8 +1,9 @@
-"""A file whose SHA-256 is known the moment it is written."""
+"""Files written side by side whose SHA-256 is known the moment they are written."""
 
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -10,30 +11,70 @@ from typing import Self
 
 from trtforge.files import FileRef
 
-PIECE_BYTES = 1 << 20
-_PIECES = 8
+BUFFER_BYTES = 2 << 20
+_BUFFERS = 24
 _SYNC_EVERY_BYTES = 32 << 20
 
 
-class HashedFile:
-    """Writes a new file front to back; hashing and the disk work meanwhile, in two threads.
+class HashingCrew:
+    """The threads and buffers that the files of one group share.
 
-    Data travel in a few reused pieces: `take()` one, fill it, `put()` it. The disk is asked to
-    catch up every 32 MiB, so that the final sync finds little left to do. `finish()` waits for
-    both. Without `finish()` the file is incomplete and the caller removes it.
+    Hashing and the disk work in threads, beside the caller who fills and writes. Data travel in a
+    fixed number of reused buffers, so memory does not grow with the number or size of the files.
+
+    Attributes:
+        buffers: Those that are free, each of `BUFFER_BYTES`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, files: int) -> None:
+        self._ended = ExitStack()
+        self.hashers = [
+            self._ended.enter_context(ThreadPoolExecutor(1, "sha256"))
+            for _ in range(min(files, os.cpu_count() or 1))
+        ]
+        self.syncer = self._ended.enter_context(ThreadPoolExecutor(1, "fdatasync"))
+        self.buffers: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(_BUFFERS):
+            self.buffers.put(memoryview(bytearray(BUFFER_BYTES)))
+        self._files = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for pool in (*self.hashers, self.syncer):
+                pool.shutdown(wait=False, cancel_futures=True)
+        self._ended.close()
+
+    def create(self, path: Path) -> "HashedFile":
+        """A new file; the directory must be there, and the file must not."""
+        hasher = self.hashers[self._files % len(self.hashers)]
+        self._files += 1
+        return HashedFile(path, self, hasher)
+
+
+class HashedFile:
+    """Writes a new file front to back.
+
+    Take a buffer from the crew, fill it, `put()` it. The disk is asked to catch up every 32 MiB,
+    so that the final sync finds little left to do. `finish()` waits for everything. Without it the
+    file is incomplete and the caller removes it.
+    """
+
+    def __init__(self, path: Path, crew: HashingCrew, hasher: ThreadPoolExecutor) -> None:
         self._path = path
+        self._crew = crew
+        self._hasher = hasher
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._size_bytes = 0
         self._unsynced_bytes = 0
         self._state = hashlib.sha256()
-        self._free: SimpleQueue[memoryview] = SimpleQueue()
-        for _ in range(_PIECES):
-            self._free.put(memoryview(bytearray(PIECE_BYTES)))
-        self._hasher = ThreadPoolExecutor(1, "sha256")
-        self._syncer = ThreadPoolExecutor(1, "fdatasync")
         self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -45,37 +86,42 @@ class HashedFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._hasher.shutdown(cancel_futures=True)
-        self._syncer.shutdown(cancel_futures=True)
+        if self._syncing is not None and not self._syncing.cancel():
+            self._syncing.exception()  # the descriptor must outlive it
         os.close(self._descriptor)
 
-    def take(self) -> memoryview:
-        """A piece of `PIECE_BYTES` to fill; waits until one has been hashed."""
-        return self._free.get()
-
-    def put(self, piece: memoryview, size_bytes: int) -> None:
-        """Write the first `size_bytes` of a taken piece; the piece is the file's again.
+    def put(self, buffer: memoryview, size_bytes: int) -> None:
+        """Write the first `size_bytes` of a buffer; it is the crew's again when it is hashed.
 
         Raises:
             OSError: The disk is full or broken, as noticed by this or an earlier write.
         """
-        self._hasher.submit(self._hash, piece, size_bytes)
         done = 0
         while done < size_bytes:
-            done += os.write(self._descriptor, piece[done:size_bytes])
+            done += os.write(self._descriptor, buffer[done:size_bytes])
+        # Not before the write: when it has been hashed, others fill the buffer anew.
+        self._hasher.submit(self._hash, buffer, size_bytes)
         self._size_bytes += size_bytes
         self._unsynced_bytes += size_bytes
         if self._unsynced_bytes >= _SYNC_EVERY_BYTES and self._is_synced():
             self._unsynced_bytes = 0
-            self._syncing = self._syncer.submit(os.fdatasync, self._descriptor)
+            self._syncing = self._crew.syncer.submit(os.fdatasync, self._descriptor)
 
     def write(self, data: bytes) -> None:
         """Write bytes that are at hand already."""
-        for start in range(0, len(data), PIECE_BYTES):
-            part = data[start : start + PIECE_BYTES]
-            piece = self.take()
-            piece[: len(part)] = part
-            self.put(piece, len(part))
+        for start in range(0, len(data), BUFFER_BYTES):
+            part = data[start : start + BUFFER_BYTES]
+            buffer = self._crew.buffers.get()
+            buffer[: len(part)] = part
+            self.put(buffer, len(part))
+
+    def write_zeros(self, size_bytes: int) -> None:
+        """Write so many zeros."""
+        for start in range(0, size_bytes, BUFFER_BYTES):
+            count = min(BUFFER_BYTES, size_bytes - start)
+            buffer = self._crew.buffers.get()
+            buffer[:count] = bytes(count)
+            self.put(buffer, count)
 
     def finish(self) -> FileRef:
         """Sync the file to disk; its name (without directory), size and digest."""
@@ -83,8 +129,8 @@ class HashedFile:
             # The system reports a failed write once, and may have told only this call.
             self._syncing.result()
         os.fsync(self._descriptor)
-        self._hasher.shutdown()
-        return FileRef(self._path.name, self._size_bytes, self._state.hexdigest())
+        sha256 = self._hasher.submit(self._state.hexdigest).result()
+        return FileRef(self._path.name, self._size_bytes, sha256)
 
     def _is_synced(self) -> bool:
         """Whether the last background sync is over; raises what went wrong in it."""
@@ -95,6 +141,6 @@ class HashedFile:
             return True
         return False
 
-    def _hash(self, piece: memoryview, size_bytes: int) -> None:
-        self._state.update(piece[:size_bytes])
-        self._free.put(piece)
+    def _hash(self, buffer: memoryview, size_bytes: int) -> None:
+        self._state.update(buffer[:size_bytes])
+        self._crew.buffers.put(buffer)

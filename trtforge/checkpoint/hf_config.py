@@ -5,6 +5,7 @@ Up to version 4, transformers writes `rope_theta`, `rope_scaling` and `torch_dty
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,10 +21,12 @@ from trtforge.checkpoint.config_keys import (
     value_error,
 )
 from trtforge.checkpoint.families import FAMILIES, Dim, Family
+from trtforge.checkpoint.regular_file import read_whole
 from trtforge.checkpoint.rope import read_rope
 from trtforge.errors import InputError
 
 _HIDDEN_ACT = "silu"
+_MAX_CONFIG_BYTES = 4 << 20
 
 
 class MissingConfigError(InputError):
@@ -96,6 +99,7 @@ class ModelConfig:
             Dim.INTERMEDIATE: self.intermediate_size,
             Dim.Q: self.heads * self.head_size,
             Dim.KV: self.kv_heads * self.head_size,
+            Dim.HEAD: self.head_size,
         }[dim]
 
 
@@ -104,18 +108,18 @@ def read_hf_config(model_dir: Path) -> ModelConfig:
 
     Raises:
         MissingConfigError, InvalidConfigError: There is none, or it is not JSON.
-        InputError: What `parse_hf_config` raises.
+        InputError: What `read_whole` and `parse_hf_config` raise.
     """
     path = model_dir / CONFIG_NAME
-    try:
-        raw = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not os.path.lexists(path):
         raise MissingConfigError(
             f"there is no {CONFIG_NAME} in the model directory",
             field="model_dir",
             value=str(model_dir),
             remedy="Give a directory as saved by transformers or downloaded from the Hub",
-        ) from error
+        )
+    try:
+        raw = json.loads(read_whole(path, _MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as error:
         raise InvalidConfigError(
             f"not valid JSON ({error})",
@@ -147,8 +151,9 @@ def parse_hf_config(raw: Mapping[str, Any]) -> ModelConfig:
     kv_heads = _kv_heads(raw, family, heads)
     hidden_size = count(raw, "hidden_size")
     rotary_base, rotary_scaling = read_rope(raw)
-    attention_bias = family.attention_bias == "always" or any(
-        flag(raw, key) for key in ("attention_bias", "bias")
+    attention_bias = family.attention_bias == "always" or (
+        family.attention_bias == "config"
+        and any(flag(raw, key) for key in ("attention_bias", "bias"))
     )
     return ModelConfig(
         architecture=family.architecture,

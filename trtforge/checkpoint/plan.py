@@ -1,19 +1,23 @@
 """The layout of a checkpoint, decided before any byte is written.
 
-A plan says for every rank file which tensors it holds, of what type and shape, and from which rows
-of which stored tensors each one is made. Executing a plan (`convert`) needs no knowledge of models.
+A plan says for every rank file which tensors it holds, of what type and shape, and from which
+rectangles of which stored tensors each one is made. Executing it (`streaming`) needs no knowledge
+of models.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trtforge.checkpoint.casting import SOURCE_DTYPES, TARGET_DTYPES
-from trtforge.checkpoint.families import Rule, Source
+from trtforge.checkpoint.families import Rule, Source, Split
 from trtforge.checkpoint.hf_config import ModelConfig
 from trtforge.checkpoint.safetensors_io import StoredTensor, encode_header, size_in_bytes
+from trtforge.checkpoint.split import Span, layers_of, span
+from trtforge.checkpoint.target import Target
 from trtforge.errors import InputError
 
 # Constant buffers that old versions of transformers saved; both sides recompute them.
@@ -37,34 +41,34 @@ class UnknownTensorError(InputError):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows `start` up to but not including `stop` of a stored tensor, whole rows."""
+class Block:
+    """A rectangle of a stored tensor. A tensor of one dimension has rows of one number."""
 
     tensor: StoredTensor
-    start: int
-    stop: int
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
 
     @property
-    def row_bytes(self) -> int:
-        return size_in_bytes(self.tensor.dtype, self.tensor.shape[1:])
+    def row_numbers(self) -> int:
+        """Numbers in a whole row of the stored tensor."""
+        return math.prod(self.tensor.shape[1:])
 
     @property
-    def offset_bytes(self) -> int:
-        return self.start * self.row_bytes
-
-    @property
-    def size_bytes(self) -> int:
-        return (self.stop - self.start) * self.row_bytes
+    def has_whole_rows(self) -> bool:
+        return self.column_stop - self.column_start == self.row_numbers
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of a rank file: the rows of `sources`, one after the other."""
+    """One tensor of a rank file: the blocks of `sources` one after the other, then zeros."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    sources: tuple[Rows, ...]
+    sources: tuple[Block, ...]
+    padding_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -82,7 +86,7 @@ class RankFile:
     def header(self) -> bytes:
         return encode_header((tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         return len(self.header) + sum(tensor.size_bytes for tensor in self.tensors)
 
@@ -93,15 +97,22 @@ class ConversionPlan:
 
     Attributes:
         config: TensorRT-LLM's config.json.
-        ranks: The rank files, in rank order.
+        groups: The rank files, in rank order; those of one pipeline rank together. They have the
+            same tensors, of the same sources, which are read once for the whole group.
         notes: What differs from what one may expect, one sentence each, for people.
     """
 
     model_dir: Path
     model: ModelConfig
+    target: Target
     config: Mapping[str, Any]
-    ranks: tuple[RankFile, ...]
+    groups: tuple[tuple[RankFile, ...], ...]
     notes: tuple[str, ...]
+
+    @property
+    def ranks(self) -> tuple[RankFile, ...]:
+        """All rank files, in rank order."""
+        return tuple(rank for group in self.groups for rank in group)
 
     @property
     def output_bytes(self) -> int:
@@ -109,52 +120,102 @@ class ConversionPlan:
         return sum(rank.size_bytes for rank in self.ranks)
 
 
-def plan_single_rank(
-    model: ModelConfig, stored: Mapping[str, StoredTensor], dtype: str
-) -> tuple[RankFile, ...]:
-    """The rank files of a model that is not split (tp = pp = 1).
+def plan_groups(
+    model: ModelConfig, stored: Mapping[str, StoredTensor], target: Target
+) -> tuple[tuple[RankFile, ...], ...]:
+    """The rank files, grouped by pipeline rank.
 
     Args:
         stored: Every tensor of the model's files, by Hugging Face name.
-        dtype: TensorRT-LLM's name of the type to write, a key of `TARGET_DTYPES`.
 
     Raises:
         MissingTensorError, TensorShapeError, TensorDtypeError, UnknownTensorError: The files do
             not hold exactly what the config calls for; the first offender is named.
     """
-    tensors = []
     expected: set[str] = {"lm_head.weight"} if model.tie_word_embeddings else set()
-    for rule, prefix, source_prefix in _rules(model):
-        tied = rule.if_tied if model.tie_word_embeddings else None
-        name = prefix + rule.name
-        rows = []
-        for source in (tied,) if tied else rule.sources:
-            tensor = _find(model, stored, source, source_prefix + source.name, name)
-            expected.add(tensor.name)
-            rows.append(Rows(tensor, 0, tensor.shape[0]))
-        shape = (sum(part.stop - part.start for part in rows), *rows[0].tensor.shape[1:])
-        tensors.append(PlannedTensor(name, TARGET_DTYPES[dtype], shape, tuple(rows)))
+    groups = []
+    for pp_rank in range(target.pp):
+        rules = []
+        for rule, prefix, source_prefix in _rules(model, target, pp_rank):
+            tied = rule.if_tied if model.tie_word_embeddings else None
+            name = prefix + rule.name
+            found = []
+            for source in (tied,) if tied else rule.sources:
+                tensor = _find(model, stored, source, source_prefix + source.name, name)
+                expected.add(tensor.name)
+                found.append((source, tensor))
+            rules.append((name, rule.split, found))
+        rules.sort(key=lambda entry: entry[0])
+        groups.append(
+            tuple(
+                RankFile(
+                    f"rank{pp_rank * target.tp + tp_rank}.safetensors",
+                    tuple(_plan_tensor(model, target, tp_rank, *entry) for entry in rules),
+                )
+                for tp_rank in range(target.tp)
+            )
+        )
     _refuse_unknown(stored, expected)
-    by_name = sorted(tensors, key=lambda tensor: tensor.name)
-    return (RankFile("rank0.safetensors", tuple(by_name)),)
+    return tuple(groups)
 
 
-def _rules(model: ModelConfig) -> Iterator[tuple[Rule, str, str]]:
-    """Every rule that applies, with the prefix of its own and of its sources' names."""
+def _plan_tensor(
+    model: ModelConfig,
+    target: Target,
+    tp_rank: int,
+    name: str,
+    split: Split,
+    found: Sequence[tuple[Source, StoredTensor]],
+) -> PlannedTensor:
+    axis = _axis(split, target)
+    dtype = TARGET_DTYPES[target.dtype]
+    blocks = []
+    length = padding = 0
+    for source, tensor in found:
+        rows = Span(0, tensor.shape[0])
+        columns = Span(0, math.prod(tensor.shape[1:]))
+        if axis == 0:
+            rows = span(model, source.shape[0], target.tp, tp_rank)
+        elif axis == 1:
+            columns = span(model, source.shape[1], target.tp, tp_rank)
+        blocks.append(Block(tensor, rows.start, rows.stop, columns.start, columns.stop))
+        length += rows.length
+        padding += rows.padding
+    shape = (length, columns.length) if len(tensor.shape) == 2 else (length,)
+    return PlannedTensor(
+        name, dtype, shape, tuple(blocks), size_in_bytes(dtype, (padding, *shape[1:]))
+    )
+
+
+def _axis(split: Split, target: Target) -> int | None:
+    """The dimension that is split over the tensor-parallel ranks."""
+    if split == "embedding":
+        return target.embedding_sharding_dim if target.use_parallel_embedding else None
+    return {"none": None, "rows": 0, "columns": 1}[split]
+
+
+def _rules(model: ModelConfig, target: Target, pp_rank: int) -> Iterator[tuple[Rule, str, str]]:
+    """Every rule that applies, with the prefix of its own and of its sources' names.
+
+    On every pipeline rank the layers are counted from 0.
+    """
     family = model.family
     switches = {
         "always": True,
         "attention_bias": model.attention_bias,
         "dense_bias": model.dense_bias,
+        "qk_layernorm": family.qk_layernorm,
     }
-    for rule in family.before:
-        yield rule, "", ""
-    for index in range(model.layers):
+    if pp_rank == 0:
+        for rule in family.before:
+            yield rule, "", ""
+    for local, layer in enumerate(layers_of(pp_rank, model.layers, target.pp)):
         for rule in family.layer:
             if switches[rule.condition]:
-                yield rule, f"transformer.layers.{index}.", f"model.layers.{index}."
-    for rule in family.after:
-        yield rule, "", ""
+                yield rule, f"transformer.layers.{local}.", f"model.layers.{layer}."
+    if pp_rank == target.pp - 1:
+        for rule in family.after:
+            yield rule, "", ""
 
 
 def _find(

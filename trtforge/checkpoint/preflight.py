@@ -1,56 +1,30 @@
 """Every check that can be made before the first byte is written."""
 
-import json
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from trtforge.checkpoint.casting import TARGET_DTYPES
 from trtforge.checkpoint.hf_config import ModelConfig, read_hf_config
-from trtforge.checkpoint.plan import ConversionPlan, RankFile, plan_single_rank
-from trtforge.checkpoint.safetensors_io import StoredTensor, TensorReader, read_header
+from trtforge.checkpoint.plan import ConversionPlan, RankFile, plan_groups
+from trtforge.checkpoint.safetensors_io import StoredTensor, TensorReader
+from trtforge.checkpoint.split import check_split
+from trtforge.checkpoint.target import DEFAULT_TARGET, RELEASES, Target
 from trtforge.checkpoint.trtllm_config import trtllm_config
+from trtforge.checkpoint.weights import read_weights
 from trtforge.errors import InputError
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _COMPARE_BYTES = 4 << 20
 
 
-class MissingWeightsError(InputError):
-    """The model directory has no safetensors weights."""
-
-
-class InvalidIndexError(InputError):
-    """The index of a sharded model is not what transformers writes."""
-
-
-class MissingShardError(InputError):
-    """The index names a file that is not there."""
-
-
-class IndexMismatchError(InputError):
-    """The index and the shards disagree about where a tensor lies."""
-
-
-class DuplicateTensorError(InputError):
-    """Two shards hold a tensor of the same name."""
+class ArchitectureTooNewError(InputError):
+    """The target release came before the model's architecture."""
 
 
 class TiedEmbeddingError(InputError):
     """Embeddings said to be tied are stored twice, with different values."""
 
 
-class UnsupportedSplitError(InputError):
-    """A split over several GPUs, which this version cannot write."""
-
-
-class UnsupportedDtypeError(InputError):
-    """A checkpoint type that this version cannot write."""
-
-
-def preflight(
-    model_dir: Path, *, dtype: str = "bfloat16", tp: int = 1, pp: int = 1
-) -> ConversionPlan:
+def preflight(model_dir: Path, target: Target = DEFAULT_TARGET) -> ConversionPlan:
     """Check a Hugging Face model directory and plan its conversion; nothing is written.
 
     Reads config.json and the headers of the safetensors files; weights only where a tied output
@@ -60,97 +34,32 @@ def preflight(
         InputError: One subclass per cause; the message names the file, tensor or key, its value,
             and what to do.
     """
-    _check_target(dtype, tp, pp)
     model = read_hf_config(model_dir)
-    stored = _read_weights(model_dir)
-    ranks = plan_single_rank(model, stored, dtype)
+    _check_release(model, target)
+    check_split(model, target)
+    stored = read_weights(model_dir)
+    groups = plan_groups(model, stored, target)
     if model.tie_word_embeddings and "lm_head.weight" in stored:
         _check_tied_copy(stored["model.embed_tokens.weight"], stored["lm_head.weight"])
     return ConversionPlan(
         model_dir=model_dir,
         model=model,
-        config=trtllm_config(model, dtype=dtype, tp=tp, pp=pp),
-        ranks=ranks,
-        notes=_notes(model, ranks, dtype),
+        target=target,
+        config=trtllm_config(model, target),
+        groups=groups,
+        notes=_notes(model, groups, target),
     )
 
 
-def _check_target(dtype: str, tp: int, pp: int) -> None:
-    if dtype not in TARGET_DTYPES:
-        raise UnsupportedDtypeError(
-            "this version cannot write a checkpoint of this type",
-            field="checkpoint.dtype",
-            value=dtype,
-            remedy=f"Supported: {', '.join(TARGET_DTYPES)}",
+def _check_release(model: ModelConfig, target: Target) -> None:
+    known = [version for version, line in RELEASES.items() if line >= model.family.since]
+    if target.version not in known:
+        raise ArchitectureTooNewError(
+            f"this release does not know {model.architecture}",
+            field="checkpoint.target",
+            value=target.version,
+            remedy=f"Use one of {', '.join(known)}",
         )
-    for field, ranks in (("checkpoint.tp", tp), ("checkpoint.pp", pp)):
-        if ranks != 1:
-            raise UnsupportedSplitError(
-                "splitting a model over several GPUs is not supported by this version",
-                field=field,
-                value=ranks,
-                remedy="Use 1",
-            )
-
-
-def _read_weights(model_dir: Path) -> dict[str, StoredTensor]:
-    """All tensors of the model by name; one file is preferred to shards, as in transformers."""
-    if (model_dir / SINGLE_FILE).exists():
-        return read_header(model_dir / SINGLE_FILE)
-    if not (model_dir / INDEX_FILE).exists():
-        raise MissingWeightsError(
-            f"there is neither {SINGLE_FILE} nor {INDEX_FILE} in the model directory",
-            field="model_dir",
-            value=str(model_dir),
-            remedy="Only safetensors weights are read: use a revision of the model that has them",
-        )
-    weight_map = _read_index(model_dir / INDEX_FILE)
-    stored: dict[str, StoredTensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not (model_dir / shard).is_file():
-            raise MissingShardError(
-                f"{INDEX_FILE} names this file, but it is not there",
-                field="file",
-                value=str(model_dir / shard),
-                remedy="Download the model again",
-            )
-        for name, tensor in read_header(model_dir / shard).items():
-            if name in stored:
-                raise DuplicateTensorError(
-                    f"both {stored[name].path.name} and {shard} hold this tensor",
-                    field="tensor",
-                    value=name,
-                    remedy="Download the model again into an empty directory",
-                )
-            stored[name] = tensor
-    for name, shard in weight_map.items():
-        if name not in stored or stored[name].path.name != shard:
-            raise IndexMismatchError(
-                f"{INDEX_FILE} places this tensor in {shard}, which does not hold it",
-                field="tensor",
-                value=name,
-                remedy="Download the model again",
-            )
-    return stored
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    def invalid(problem: str) -> InvalidIndexError:
-        return InvalidIndexError(
-            problem, field="file", value=str(path), remedy="Download the file again"
-        )
-
-    try:
-        index: Any = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"not valid JSON ({error})") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise invalid("a JSON object with a non-empty 'weight_map' is expected")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
-            raise invalid(f"'weight_map' places {name!r} in {shard!r}, which is not a file name")
-    return weight_map
 
 
 def _check_tied_copy(embedding: StoredTensor, copy: StoredTensor) -> None:
@@ -175,14 +84,33 @@ def _check_tied_copy(embedding: StoredTensor, copy: StoredTensor) -> None:
         )
 
 
-def _notes(model: ModelConfig, ranks: tuple[RankFile, ...], dtype: str) -> tuple[str, ...]:
+def _notes(
+    model: ModelConfig, groups: Sequence[Sequence[RankFile]], target: Target
+) -> tuple[str, ...]:
     notes = []
-    found = {rows.tensor.dtype for rank in ranks for t in rank.tensors for rows in t.sources}
-    if rounded := sorted(found - {TARGET_DTYPES[dtype]}):
-        notes.append(f"Weights stored as {', '.join(rounded)} are rounded to {dtype}.")
+    found = {
+        block.tensor.dtype for ranks in groups for t in ranks[0].tensors for block in t.sources
+    }
+    if rounded := sorted(found - {TARGET_DTYPES[target.dtype]}):
+        notes.append(f"Weights stored as {', '.join(rounded)} are rounded to {target.dtype}.")
+    if model.kv_heads < target.tp:
+        notes.append(
+            f"Each of the {model.kv_heads} key/value heads is held by "
+            f"{target.tp // model.kv_heads} of the {target.tp} tensor-parallel ranks."
+        )
+    if model.vocab_size % target.tp:
+        padding = -model.vocab_size % target.tp
+        notes.append(
+            f"The vocabulary of {model.vocab_size} is filled up with {padding} "
+            f"row{'s' if padding > 1 else ''} of zeros to divide by {target.tp}."
+        )
     if model.sliding_window is not None:
         notes.append(
             f"The sliding window of {model.sliding_window} tokens is not stored in a "
             "TensorRT-LLM checkpoint; it is set when the engine is run (max_attention_window_size)."
+        )
+    if not model.family.checked:
+        notes.append(
+            f"What is written for {model.architecture} was not compared with upstream's converter."
         )
     return tuple(notes)

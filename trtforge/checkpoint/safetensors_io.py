@@ -10,19 +10,27 @@ being mapped: resident memory stays bounded and measurable.
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from trtforge.checkpoint.regular_file import open_regular
+from trtforge.checkpoint.strict_json import is_text, parse_object
 from trtforge.errors import InputError
 
 _LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 8
-# The library refuses larger headers too; no real model comes near.
-_MAX_HEADER_BYTES = 100_000_000
+# Memory stays bounded whatever a file says. The largest headers known, of models with 100 000
+# tensors, would fit; the library's own limit is 100 MB.
+MAX_HEADER_BYTES = 16 << 20
+MAX_NAME_CHARACTERS = 1000
+# What numpy takes, and the product that still fits into a signed 64-bit count of bits.
+_MAX_DIMENSIONS = 64
+_MAX_BITS = 2**63 - 1
 _DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
     "U8": 8,
@@ -49,6 +57,10 @@ _DTYPE_BITS: Mapping[str, int] = {
 }
 
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 100
+
+
 class TruncatedFileError(InputError):
     """A safetensors file is shorter than its header says."""
 
@@ -61,7 +73,7 @@ class LfsPointerError(InputError):
     """A git-lfs pointer stands where the weights should be."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where one tensor lies: `size_bytes` bytes at `start_bytes` of the file `path`."""
 
@@ -77,12 +89,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name, in file order; no tensor data are read.
 
     Raises:
+        NotRegularFileError, UnreadableFileError: It cannot be opened as a file.
         TruncatedFileError: The file ends before its last tensor.
         LfsPointerError: The file is a git-lfs pointer.
         CorruptFileError: Anything else that the format forbids.
     """
-    file_bytes = path.stat().st_size
-    with path.open("rb") as stream:
+    with os.fdopen(open_regular(path), "rb") as stream:
+        file_bytes = os.fstat(stream.fileno()).st_size
         prefix = stream.read(_LENGTH_BYTES)
         if prefix == b"version ":
             raise LfsPointerError(
@@ -94,12 +107,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if len(prefix) < _LENGTH_BYTES:
             raise _truncated(path, _LENGTH_BYTES, file_bytes)
         header_bytes = int.from_bytes(prefix, "little")
-        if not 2 <= header_bytes <= _MAX_HEADER_BYTES:
+        if not 2 <= header_bytes <= MAX_HEADER_BYTES:
             raise _corrupt(path, f"the header claims a length of {header_bytes} bytes")
         if _LENGTH_BYTES + header_bytes > file_bytes:
             raise _truncated(path, _LENGTH_BYTES + header_bytes, file_bytes)
-        entries = _parse_json_object(path, stream.read(header_bytes))
-    entries.pop("__metadata__", None)
+        raw = stream.read(header_bytes)
+    if len(raw) < header_bytes:
+        raise _truncated(path, _LENGTH_BYTES + header_bytes, _LENGTH_BYTES + len(raw))
+    try:
+        entries = parse_object(raw)
+    except ValueError as error:
+        raise _corrupt(path, f"the header {error}") from error
+    _check_metadata(path, entries.pop("__metadata__", None))
     data_start = _LENGTH_BYTES + header_bytes
     tensors = sorted(
         (_parse_entry(path, name, entry, data_start) for name, entry in entries.items()),
@@ -164,47 +183,57 @@ class TensorReader:
                 raise _truncated(tensor.path, position + len(piece), size)
             done += count
 
+    def _open(self, path: Path) -> int:
+        descriptor = open_regular(path)
+        self._files.callback(os.close, descriptor)
+        return descriptor
+
     def _descriptor(self, path: Path) -> int:
         if path not in self._descriptors:
-            self._descriptors[path] = self._files.enter_context(path.open("rb")).fileno()
+            self._descriptors[path] = self._open(path)
         return self._descriptors[path]
 
 
-def _parse_json_object(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise _corrupt(path, f"the header names {twice!r} twice")
-        return found
-
-    try:
-        parsed = json.loads(raw.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, f"the header is not JSON ({error})") from error
-    if not isinstance(parsed, dict):
-        raise _corrupt(path, "the header is not a JSON object")
-    return parsed
+def _check_metadata(path: Path, metadata: object) -> None:
+    match metadata:
+        case None:
+            return
+        case dict() if all(
+            is_text(text, MAX_HEADER_BYTES) for item in metadata.items() for text in item
+        ):
+            return
+    raise _corrupt(path, "__metadata__ is not a mapping from text to text")
 
 
 def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+    if not is_text(name, MAX_NAME_CHARACTERS):
+        raise _corrupt(path, f"{_short(name)} cannot be the name of a tensor")
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]}:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end], **rest}:
             pass
         case _:
             raise _corrupt(path, f"the header entry of {name!r} lacks dtype, shape or data_offsets")
-    if dtype not in _DTYPE_BITS:
-        raise _corrupt(path, f"{name!r} has the unknown dtype {dtype!r}")
-    if not all(_is_count(number) for number in (*shape, start, end)) or start > end:
-        raise _corrupt(path, f"{name!r} has shape {shape!r} and data_offsets [{start!r}, {end!r}]")
-    if end - start != size_in_bytes(dtype, shape):
-        needed = size_in_bytes(dtype, shape)
+    if rest:
         raise _corrupt(
-            path,
-            f"{name!r} ({dtype} {shape}) needs {needed} bytes but has {end - start}",
+            path, f"the header entry of {name!r} has the unknown key {_short(min(map(str, rest)))}"
         )
-    return StoredTensor(path, name, dtype, tuple(shape), data_start + start, end - start)
+    if dtype not in _DTYPE_BITS:
+        raise _corrupt(path, f"{name!r} has the unknown dtype {_short(dtype)}")
+    counts = all(_is_count(number) for number in (*shape, start, end))
+    if not counts or start > end or len(shape) > _MAX_DIMENSIONS:
+        offsets = f"[{_short(start)}, {_short(end)}]"
+        raise _corrupt(path, f"{name!r} has shape {_short(shape)} and data_offsets {offsets}")
+    # Dimensions of length zero do not excuse the others: readers multiply those first.
+    if math.prod(n for n in shape if n) * _DTYPE_BITS[dtype] > _MAX_BITS:
+        raise _corrupt(path, f"{name!r} ({dtype} {_short(shape)}) is larger than any memory")
+    if math.prod(shape) * _DTYPE_BITS[dtype] % 8:
+        raise _corrupt(path, f"{name!r} ({dtype} {_short(shape)}) ends within a byte")
+    needed = size_in_bytes(dtype, shape)
+    if end - start != needed:
+        raise _corrupt(
+            path, f"{name!r} ({dtype} {_short(shape)}) needs {needed} bytes but has {end - start}"
+        )
+    return StoredTensor(path, name, dtype, tuple(shape), data_start + start, needed)
 
 
 def _check_coverage(
@@ -222,6 +251,11 @@ def _check_coverage(
         raise _truncated(path, expected, file_bytes)
     if file_bytes > expected:
         raise _corrupt(path, f"{file_bytes - expected} bytes follow the last tensor")
+
+
+def _short(value: object) -> str:
+    """`repr` of something of any size, for a message."""
+    return _REPR.repr(value)
 
 
 def _is_count(number: object) -> bool:

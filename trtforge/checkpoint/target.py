@@ -83,3 +83,6 @@ class Target:
     @property
     def ranks(self) -> int:
         return self.tp * self.pp
+
+
+DEFAULT_TARGET = Target()

@@ -1,24 +1,70 @@
-"""config.json of a TensorRT-LLM checkpoint, as version 1.2 writes it.
+"""config.json of a TensorRT-LLM checkpoint, with the keys of the release that will load it.
 
-Source: PretrainedConfig.to_dict() of TensorRT-LLM 1.2 with the extras of LLaMAConfig and
-QWenConfig. `mapping` is read back as strict keyword arguments, so its keys are those of one
-version: this file does not load on 0.16.
+Source: PretrainedConfig.to_dict() of TensorRT-LLM with the extras of LLaMAConfig and QWenConfig.
+`mapping` is read back as strict keyword arguments (`Mapping(**keys)`), so a key of another release
+is a TypeError there. Elsewhere a missing key falls back to its default and an unknown one becomes
+an attribute, with a warning.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from trtforge.checkpoint.families import FAMILIES
 from trtforge.checkpoint.hf_config import ModelConfig
+from trtforge.checkpoint.target import Target
 
 GPUS_PER_NODE = 8
 
+# Keys that one release line has or lacks, by section ("" is the top level).
+_ABSENT: Mapping[str, Mapping[str, frozenset[str]]] = {
+    "0.16": {
+        "": frozenset(
+            {
+                "attention_multiplier",
+                "decoder_sparse_step",
+                "embedding_multiplier",
+                "has_partial_lora_mask",
+                "mlp_only_layers",
+                "output_multiplier_scale",
+                "residual_multiplier",
+            }
+        ),
+        "mapping": frozenset(
+            {
+                "attn_cp_size",
+                "attn_tp_size",
+                "auto_parallel",
+                "cp_config",
+                "enable_attention_dp",
+                "enable_lm_head_tp_in_adp",
+                "moe_cluster_size",
+            }
+        ),
+        "quantization": frozenset({"mamba_ssm_cache_dtype"}),
+    },
+    # Between 1.0 and 1.1 single keys came that cannot be dated for certain. Those whose absence
+    # every release of the line accepts are left out.
+    "1.0": {
+        "": frozenset({"decoder_sparse_step", "mlp_only_layers"}),
+        "mapping": frozenset({"enable_attention_dp", "enable_lm_head_tp_in_adp"}),
+        "quantization": frozenset({"mamba_ssm_cache_dtype"}),
+    },
+    "1.2": {"mapping": frozenset({"auto_parallel"})},
+}
 
-def trtllm_config(model: ModelConfig, *, dtype: str, tp: int, pp: int) -> dict[str, Any]:
-    """The whole config.json for a model split over `tp` × `pp` ranks, ready for `json.dumps`.
 
-    Args:
-        dtype: TensorRT-LLM's name of the weights' type, such as `bfloat16`.
-    """
+def trtllm_config(model: ModelConfig, target: Target) -> dict[str, Any]:
+    """The whole config.json of a model's checkpoint, ready for `json.dumps`."""
+    config = _newest(model, target)
+    for section, keys in _ABSENT[target.release].items():
+        part = config[section] if section else config
+        for key in keys & part.keys():
+            del part[key]
+    return config
+
+
+def _newest(model: ModelConfig, target: Target) -> dict[str, Any]:
+    """Every key that any release has."""
     family = FAMILIES[model.architecture]
     extras = {
         key: list(value) if isinstance(value, tuple) else value
@@ -28,14 +74,14 @@ def trtllm_config(model: ModelConfig, *, dtype: str, tp: int, pp: int) -> dict[s
         "architecture": model.architecture,
         "attn_bias": model.attention_bias,
         "disable_weight_only_quant_plugin": False,
-        "dtype": dtype,
-        "embedding_sharding_dim": 0,
+        "dtype": target.dtype,
+        "embedding_sharding_dim": target.embedding_sharding_dim,
         "head_size": model.head_size,
         "hidden_act": model.hidden_act,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.intermediate_size,
         "logits_dtype": "float32",
-        "mapping": _mapping(tp, pp),
+        "mapping": _mapping(target),
         "max_position_embeddings": model.max_position_embeddings,
         "mlp_bias": False,
         "moe": _no_moe(family.moe_normalization_mode),
@@ -51,15 +97,16 @@ def trtllm_config(model: ModelConfig, *, dtype: str, tp: int, pp: int) -> dict[s
         "rotary_scaling": None if model.rotary_scaling is None else dict(model.rotary_scaling),
         "runtime_defaults": None,
         "tie_word_embeddings": model.tie_word_embeddings,
-        "use_parallel_embedding": False,
+        "use_parallel_embedding": target.use_parallel_embedding,
         "vocab_size": model.vocab_size,
     }
 
 
-def _mapping(tp: int, pp: int) -> dict[str, Any]:
+def _mapping(target: Target) -> dict[str, Any]:
     return {
         "attn_cp_size": -1,
         "attn_tp_size": -1,
+        "auto_parallel": False,
         "cp_config": {},
         "cp_size": 1,
         "enable_attention_dp": False,
@@ -67,10 +114,10 @@ def _mapping(tp: int, pp: int) -> dict[str, Any]:
         "gpus_per_node": GPUS_PER_NODE,
         "moe_cluster_size": 1,
         "moe_ep_size": 1,
-        "moe_tp_size": tp,
-        "pp_size": pp,
-        "tp_size": tp,
-        "world_size": tp * pp,
+        "moe_tp_size": target.tp,
+        "pp_size": target.pp,
+        "tp_size": target.tp,
+        "world_size": target.ranks,
     }
 
 

@@ -4,38 +4,42 @@ from pathlib import Path
 from typing import Any
 
 from trtforge.checkpoint import convert as convert_directory
+from trtforge.checkpoint.upstream import preflight_upstream, write_normalised_config
 from trtforge.progress import OnProgress
 from trtforge.spec import BuildSpec
 from trtforge.stages.pull import PulledModel
 from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
+from trtforge.stages.target import checkpoint_target, upstream_converter
 from trtforge.store import StageResult
-
-_TARGET_VERSION = "1.2"
 
 
 def convert_inputs(model: PulledModel, spec: BuildSpec) -> dict[str, Any]:
-    """What decides the checkpoint."""
+    """What decides the checkpoint: the weights, and the whole checkpoint part of the spec."""
     return {
         "weights": model.weights_digest,
         "checkpoint": spec.checkpoint.model_dump(mode="json"),
-        "target": _TARGET_VERSION,
     }
 
 
 def convert(shop: Workshop, spec: BuildSpec, model: PulledModel) -> StageOutcome:
-    """Convert the pulled model; the outputs are `config.json` and the rank files."""
+    """Convert the pulled model; the outputs are `config.json` and the rank files.
+
+    Raises:
+        InputError: The model cannot be converted as asked, or not by the tool asked for.
+    """
+    upstream = upstream_converter(shop, spec)
+    target = checkpoint_target(spec.checkpoint)
 
     def make(scratch: Path, on_progress: OnProgress) -> Made:
-        shop.store.materialise(model.weights, scratch / "model", on_progress=on_progress)
-        files = convert_directory(
-            scratch / "model",
-            scratch / "checkpoint",
-            dtype=spec.checkpoint.dtype,
-            tp=spec.checkpoint.tp,
-            pp=spec.checkpoint.pp,
-            on_progress=on_progress,
-        )
-        return Made(scratch / "checkpoint", files)
+        source, out = scratch / "model", scratch / "checkpoint"
+        shop.store.materialise(model.weights, source, on_progress=on_progress)
+        if upstream is None:
+            files = convert_directory(source, out, target, on_progress=on_progress)
+        else:
+            preflight_upstream(source, target)
+            write_normalised_config(source)
+            files = upstream.convert_upstream(source, out, target, on_progress)
+        return Made(out, files)
 
     return run_stage(shop, "convert", convert_inputs(model, spec), make, _describe)
 

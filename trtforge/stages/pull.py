@@ -1,18 +1,17 @@
 """pull: the model's files, from wherever they are, into the store."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtforge.checkpoint import preflight
 from trtforge.files import FileRef, describe_directory, files_digest
 from trtforge.progress import OnProgress
 from trtforge.sources import LocalSource, ResolvedSource, fetch, parse_source, resolve
 from trtforge.spec import BuildSpec
 from trtforge.stages.prompts import PROMPT_FILES, require_prompts_fit
 from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
+from trtforge.stages.target import require_convertible
 from trtforge.store import StageResult
 from trtforge.tokenizer import open_tokenizer
 
@@ -64,7 +63,7 @@ def resolve_model(shop: Workshop, spec: BuildSpec) -> ResolvedSource:
     resolved = resolve(parse_source(spec.model.source), token=shop.hub_token)
     if resolved.kind == "local":
         directory = _local_directory(resolved)
-        preflight(directory, **_split(spec))
+        require_convertible(directory, spec)
         require_prompts_fit(spec, directory)
     return resolved
 
@@ -94,7 +93,7 @@ def pull(shop: Workshop, spec: BuildSpec) -> tuple[PulledModel, StageOutcome]:
     def make(scratch: Path, on_progress: OnProgress) -> Made:
         files = fetch(resolved, scratch / "model", token=shop.hub_token, on_progress=on_progress)
         # A model that cannot be converted is refused before it takes room in the store.
-        preflight(scratch / "model", **_split(spec))
+        require_convertible(scratch / "model", spec)
         open_tokenizer(scratch / "model")
         return Made(
             scratch / "model",
@@ -138,10 +137,6 @@ def _require_prompts_fit(shop: Workshop, spec: BuildSpec, model: PulledModel) ->
 def _describe(result: StageResult) -> str:
     size_bytes = sum(f.size_bytes for f in result.outputs)
     return f"{len(result.outputs)} files, {size_bytes / 1e6:.1f} MB"
-
-
-def _split(spec: BuildSpec) -> Mapping[str, Any]:
-    return {"dtype": spec.checkpoint.dtype, "tp": spec.checkpoint.tp, "pp": spec.checkpoint.pp}
 
 
 def _local_directory(resolved: ResolvedSource) -> Path:

@@ -1,8 +1,9 @@
 """Copies of the tiny fixture models that a test may break."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from trtforge.checkpoint.safetensors_io import encode_header, read_header
+from trtforge.checkpoint.target import Target
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 
@@ -87,24 +89,38 @@ def hf_model(tmp_path: Path) -> Callable[[str], HfModel]:
     return copy
 
 
-@pytest.fixture
-def upstream() -> Callable[[str], dict[str, Any]]:
-    """`upstream(model)`: what TensorRT-LLM 1.2 writes for a fixture model at tp 1, pp 1."""
+@dataclass(frozen=True)
+class UpstreamCase:
+    """A fixture model, a target, and what upstream's converter writes for them."""
 
-    def load(model: str) -> dict[str, Any]:
-        file = FIXTURES / "trtllm-checkpoints" / "1.2" / f"{model}-tp1-pp1.json"
-        return json.loads(file.read_text())
+    model: str
+    target: Target
+    config: dict[str, Any]
+    ranks: dict[str, dict[str, dict[str, Any]]]
 
-    return load
+
+def upstream_cases() -> dict[str, UpstreamCase]:
+    cases = {}
+    for file in sorted((FIXTURES / "trtllm-checkpoints" / "1.2").glob("*.json")):
+        match = re.fullmatch(r"(\w+)-tp(\d+)-(pp|pe)(\d+)", file.stem)
+        assert match, file
+        tp, number = int(match[2]), int(match[4])
+        target = (
+            Target(tp=tp, pp=number)
+            if match[3] == "pp"
+            else Target(tp=tp, use_parallel_embedding=True, embedding_sharding_dim=number)
+        )
+        written = json.loads(file.read_text())
+        cases[file.stem] = UpstreamCase(match[1], target, written["config"], written["ranks"])
+    return cases
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`upstream_model` runs once for every model that upstream's output is known for."""
-    if "upstream_model" in metafunc.fixturenames:
-        files: Iterable[Path] = (FIXTURES / "trtllm-checkpoints" / "1.2").glob("*-tp1-pp1.json")
-        names = sorted(f.name.removesuffix("-tp1-pp1.json") for f in files)
-        assert names, "the conformance fixtures are missing"
-        metafunc.parametrize("upstream_model", names)
+    """`upstream` runs once for everything that upstream's output is known for."""
+    if "upstream" in metafunc.fixturenames:
+        cases = upstream_cases()
+        assert len(cases) >= 36, "conformance fixtures are missing"
+        metafunc.parametrize("upstream", cases.values(), ids=cases.keys())
 
 
 @pytest.fixture

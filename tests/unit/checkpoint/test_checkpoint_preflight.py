@@ -10,13 +10,14 @@ import pytest
 
 from trtforge.checkpoint import convert, hf_config, plan, preflight, rope, safetensors_io
 from trtforge.checkpoint.config_keys import ConfigValueError
-from trtforge.checkpoint.preflight import (
+from trtforge.checkpoint.preflight import ArchitectureTooNewError, TiedEmbeddingError
+from trtforge.checkpoint.target import Target
+from trtforge.checkpoint.weights import (
     DuplicateTensorError,
     IndexMismatchError,
     InvalidIndexError,
     MissingShardError,
     MissingWeightsError,
-    TiedEmbeddingError,
 )
 from trtforge.errors import InputError
 
@@ -309,7 +310,7 @@ def test_a_plan_tells_what_will_be_written(hf_model: Models, tmp_path: Path) -> 
     planned = preflight(model)
     qkv = next(t for t in planned.ranks[0].tensors if t.name.endswith("0.attention.qkv.weight"))
     assert (qkv.dtype, qkv.shape) == ("BF16", (128, 64))
-    assert [(rows.tensor.name, rows.start, rows.stop) for rows in qkv.sources] == [
+    assert [(block.tensor.name, block.row_start, block.row_stop) for block in qkv.sources] == [
         ("model.layers.0.self_attn.q_proj.weight", 0, 64),
         ("model.layers.0.self_attn.k_proj.weight", 0, 32),
         ("model.layers.0.self_attn.v_proj.weight", 0, 32),
@@ -351,3 +352,20 @@ def test_rounding_and_a_sliding_window_are_noted(hf_model: Models) -> None:
 def test_config_is_serialisable_and_independent_of_the_plan(hf_model: Models) -> None:
     planned = preflight(hf_model("llama31").path)
     assert json.loads(json.dumps(planned.config)) == planned.config
+
+
+def test_qwen3_is_refused_for_a_release_before_it_and_marked_as_unchecked(
+    hf_model: Models,
+) -> None:
+    model = hf_model("qwen2_untied")
+    model.edit_config(architectures=["Qwen3ForCausalLM"])
+    stored = {name: t for name, t in model.tensors().items() if not name.endswith(".bias")}
+    kind = type(stored[NORM])
+    for layer in range(3):
+        for part in "qk":
+            name = f"model.layers.{layer}.self_attn.{part}_norm.weight"
+            stored[name] = kind("BF16", (16,), bytes(32))
+    model.save(stored)
+    assert "was not compared with upstream's converter" in preflight(model.path).notes[-1]
+    with pytest.raises(ArchitectureTooNewError, match=r"checkpoint.target = '0.16'.*1.0, 1.1, 1.2"):
+        preflight(model.path, Target(version="0.16"))

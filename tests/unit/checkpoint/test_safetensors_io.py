@@ -1,6 +1,7 @@
 """Safetensors headers: what the library writes is read; what it would refuse is refused by name."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,9 @@ def test_what_is_read_the_library_would_read_too(
     ("header", "problem"),
     [
         (b"[]", "not a JSON object"),
-        (b"{nonsense}", "not JSON"),
-        (b'{"a": "\xff"}', "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"{nonsense}", "not valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
         ({"a": {"dtype": "BF16"}}, "'a' lacks"),
         ({"a": []}, "'a' lacks"),
         ({"a": entry(dtype="BF17")}, "unknown dtype 'BF17'"),
@@ -95,6 +96,22 @@ def test_what_is_read_the_library_would_read_too(
         ({"a": entry(), "b": entry(4, 12)}, "'b' overlaps"),
         ({"a": entry(2, 10)}, "gap of 2 bytes before 'a'"),
         ({"a": entry(0, 6, [3])}, "2 bytes follow the last tensor"),
+        (b'{"a": {"dtype": "BF16", "shape": [NaN], "data_offsets": [0, 8]}}', "NaN"),
+        (b'{"a": {"dtype": "BF16", "shape": [-0], "data_offsets": [0, 0]}}', "-0, which is no"),
+        (b'{"\\ud800": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}', "cannot be the"),
+        ({"a": entry(shape=[4.0])}, r"shape \[4\.0\]"),
+        ({"a": entry(shape=[1e30])}, "shape"),
+        ({"a": entry(shape=["4"])}, r"shape \['4'\]"),
+        ({"a": entry(shape=[[4]])}, r"shape \[\[4\]\]"),
+        ({"a": entry(shape=None)}, "'a' lacks"),
+        ({"a": entry(shape=[2**64, 0])}, "18446744073709551616, which is no count"),
+        ({"a": entry(shape=[2**62, 2**62])}, "larger than any memory"),
+        ({"a": entry(shape=[2**62, 4, 0])}, "larger than any memory"),
+        ({"a": entry(end=2**40)}, "needs 8 bytes"),
+        ({"a": entry(0, 8, [16], "F4"), "b": entry(8, 9, [1], "F4")}, "ends within a byte"),
+        ({"a": entry(), "__metadata__": {"format": 1}}, "__metadata__"),
+        ({"a": entry(), "__metadata__": ["pt"]}, "__metadata__"),
+        (json.dumps({"a": entry()}).encode() + b"\0", "not valid JSON"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: Any, problem: str) -> None:
@@ -111,6 +128,55 @@ def test_a_name_given_twice_is_refused_though_the_library_takes_the_last(tmp_pat
     path = file_of(tmp_path / "file", f'{{"a": {one}, "a": {one}}}'.encode())
     with pytest.raises(CorruptFileError, match="names 'a' twice"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ({"a": entry() | {"x": 1}}, "unknown key 'x'"),
+        ({"a" * 1001: entry()}, "cannot be the name of a tensor"),
+        ({"a": entry(shape=[1] * 64 + [4])}, "has shape"),
+        ({"a": entry(shape=[0, 2**61, 4], end=0)}, "larger than any memory"),
+        (b'{"a": [' + b"0," * 1_000_001 + b"0]}", "more than 1000000 values"),
+        (b'{"a": ' + b"[" * 900_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 100_000 + b"}", "which is no count"),
+    ],
+)
+def test_what_the_library_may_take_but_no_model_has_is_refused(
+    tmp_path: Path, header: Any, problem: str
+) -> None:
+    path = file_of(tmp_path / "odd.safetensors", header)
+    with pytest.raises(CorruptFileError, match=problem) as refusal:
+        read_header(path)
+    assert len(str(refusal.value)) < 1500
+
+
+def test_metadata_scalars_and_empty_tensors_are_read(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {"format": "pt"},
+        "scalar": entry(0, 2, []),
+        "empty": entry(2, 2, [0, 7]),
+        "after": entry(2, 8, [3]),
+    }
+    found = read_header(file_of(tmp_path / "file", header))
+    assert {name: (t.shape, t.size_bytes) for name, t in found.items()} == {
+        "scalar": ((), 2),
+        "empty": ((0, 7), 0),
+        "after": ((3,), 6),
+    }
+
+
+def test_a_claimed_header_of_hundred_megabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as stream:
+        stream.write((100_000_000).to_bytes(8, "little"))
+        stream.truncate(200_000_000)  # sparse
+    tracemalloc.start()
+    with pytest.raises(CorruptFileError, match="length of 100000000 bytes"):
+        read_header(path)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
 
 
 @pytest.mark.parametrize("length", [0, 1, 100_000_001, 2**64 - 1])

@@ -4,6 +4,7 @@ import os
 from typing import cast
 
 from prefect.blocks.system import Secret
+from prefect.runtime import flow_run
 from pydantic import SecretStr
 
 from trtforge.stages.stage import Workshop
@@ -14,7 +15,7 @@ HUB_TOKEN_BLOCK = "hf-token"
 
 def task_workshop(*, force: bool) -> Workshop:
     """A workshop with the token of the Secret block `hf-token`, or else of HF_TOKEN."""
-    return open_workshop(hub_token=_hub_token(), force=force)
+    return open_workshop(hub_token=_hub_token(), force=force, run_id=flow_run.id)
 
 
 def _hub_token() -> SecretStr | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtforge.benchmark.metrics import FORMULAS, Measurement
+from trtforge.engines.base import Toolchain
+from trtforge.engines.standin import STANDIN_NOTICE, is_standin
 from trtforge.files import FileRef
 from trtforge.store import Manifest
 
@@ -38,10 +40,10 @@ def engine_card(
         stages: How this build went; empty when the card is shown later.
     """
     core = manifest.core
-    toolchain: dict[str, Any] = core.toolchain
-    size_bytes = sum(f.size_bytes for f in core.files)
+    toolchain = core.built_with
     parts = [
         f"# Engine {manifest.engine_id[:12]}",
+        *([STANDIN_NOTICE] if is_standin(toolchain.backend_version) else []),
         _table(
             ("", ""),
             [
@@ -49,10 +51,14 @@ def engine_card(
                 ("Where", f"`{location}`"),
                 ("Aliases", ", ".join(f"`{name}`" for name in aliases) or "none"),
                 ("Model", f"{core.model.name} from `{core.model.source}`"),
+                *([("Commit", f"`{core.model.revision}`")] if core.model.revision else []),
                 ("Licence", core.model.licence or _licence_file(core.files)),
-                ("Backend", f"{toolchain['backend']} {toolchain['backend_version']}"),
-                ("Valid on", toolchain["gpu_name"] or f"CPU {toolchain['cpu']}"),
-                ("Size", f"{len(core.files)} files, {size_bytes / 1e6:.1f} MB"),
+                ("Backend", f"{toolchain.backend} {toolchain.backend_version}"),
+                ("Valid on", toolchain.gpu_name or f"CPU {toolchain.cpu}"),
+                *_toolchain(toolchain),
+                ("Gates", _gates(core.gates)),
+                ("Size", f"{len(core.files)} files, {core.size_bytes / 1e6:.1f} MB"),
+                ("Published", f"{manifest.created_at:%Y-%m-%d %H:%M} UTC"),
             ],
         ),
         "## Asked for, and in effect",
@@ -93,6 +99,24 @@ def benchmark_rows(benchmark: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def _toolchain(toolchain: Toolchain) -> list[tuple[str, str]]:
+    """What is known of the toolchain beside the backend and the device."""
+    rows = (
+        ("TensorRT", toolchain.tensorrt_version),
+        ("Compute capability", toolchain.compute_capability),
+        ("CUDA", toolchain.cuda_version),
+        ("Driver", toolchain.driver_version),
+        ("System", f"{toolchain.os} {toolchain.arch}".strip()),
+        ("Image", toolchain.image_digest and f"`{toolchain.image_digest}`"),
+    )
+    return [(name, value) for name, value in rows if value]
+
+
+def _gates(gates: Mapping[str, Any]) -> str:
+    passed = [name for name, told in gates.items() if isinstance(told, dict) and told.get("passed")]
+    return f"{', '.join(passed)} passed" if passed else "none"
+
+
 def _licence_file(files: Sequence[FileRef]) -> str:
     names = [f.path for f in files if f.path.upper().startswith(("LICENSE", "LICENCE"))]
     return f"see {names[0]}" if names else "not stated by the source"
@@ -114,9 +138,11 @@ def _benchmark(benchmark: Mapping[str, Any]) -> list[str]:
 
 
 def _asked_and_effective(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    engine = spec["engine"]
-    rows = [(f"`{name}`", str(engine[name]), str(config.get(name, "—"))) for name in _LIMITS]
-    asked_device = engine["options"].get("device", "auto")
+    engine = spec.get("engine", {})
+    rows = [
+        (f"`{name}`", str(engine.get(name, "—")), str(config.get(name, "—"))) for name in _LIMITS
+    ]
+    asked_device = engine.get("options", {}).get("device", "auto")
     rows.append(("`device`", str(asked_device), str(config.get("device", "—"))))
     shown = {*_LIMITS, "device", "graphs"}
     rows += [(f"`{k}`", "—", str(v)) for k, v in sorted(config.items()) if k not in shown]

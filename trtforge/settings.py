@@ -6,8 +6,16 @@ home, if `trtforge up` ever ran there.
 
 import sys
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trtforge.errors import InputError
@@ -22,6 +30,21 @@ class PrefectNotConfiguredError(InputError):
     """Neither the environment nor an embedded stack says where the Prefect server is."""
 
 
+class SettingInvalidError(InputError):
+    """A variable of the environment has a value that cannot be."""
+
+
+_STORAGE = {
+    "s3_endpoint_url",
+    "s3_bucket",
+    "s3_region",
+    "s3_access_key_id",
+    "s3_secret_access_key",
+    "s3_profile",
+}
+"""The settings that say which storage it is; the other ones only say how to speak to it."""
+
+
 class Settings(BaseSettings):
     """The settings of this process. Each field is `TRTFORGE_<FIELD>` in the environment.
 
@@ -32,8 +55,21 @@ class Settings(BaseSettings):
         s3_region: None: whatever boto3 finds.
         s3_access_key_id: None, as the secret key: boto3's own chain of credentials.
         s3_secret_access_key: See there.
+        s3_profile: Section of the AWS configuration files to take credentials and region from.
+        s3_addressing: `path` (http://host/bucket) or `virtual` (http://bucket.host); `auto` is
+            `path` where an endpoint is set.
+        s3_checksums: `when_required` for services that do not know checksum headers.
+        s3_encryption: Server-side encryption of every object written; None is the bucket's own.
+        s3_kms_key_id: Key of `aws:kms`; None is the account's.
+        s3_proxy_url: HTTP proxy to the storage; None: HTTP_PROXY and HTTPS_PROXY.
+        s3_ca_bundle: File of certificates (PEM) to trust there; None: the system's.
+        s3_connect_timeout_s, s3_read_timeout_s: Of one try.
+        s3_max_attempts: Tries of one request in all.
+        s3_patience_s: How long a storage that fails in the middle of a transfer is waited for.
         prefect_api_url: API of the Prefect server; `PREFECT_API_URL` is understood too.
-        toolchain_python: Interpreter that has the engine backend's toolchain.
+        toolchain_python: Interpreter that has PyTorch and transformers: the toolchain of aoti, and
+            of the reference that every engine is compared with.
+        trtllm_python: Interpreter that has TensorRT-LLM; None: there is none.
     """
 
     model_config = SettingsConfigDict(
@@ -46,6 +82,17 @@ class Settings(BaseSettings):
     s3_region: str | None = None
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
+    s3_profile: str | None = None
+    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    s3_checksums: Literal["when_supported", "when_required"] = "when_supported"
+    s3_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    s3_kms_key_id: str | None = None
+    s3_proxy_url: str | None = None
+    s3_ca_bundle: Path | None = None
+    s3_connect_timeout_s: float = Field(default=10.0, gt=0)
+    s3_read_timeout_s: float = Field(default=60.0, gt=0)
+    s3_max_attempts: int = Field(default=5, ge=1)
+    s3_patience_s: float = Field(default=60.0, ge=0)
     prefect_api_url: str | None = Field(
         default=None,
         validation_alias=AliasChoices(
@@ -53,11 +100,23 @@ class Settings(BaseSettings):
         ),
     )
     toolchain_python: Path = Path(sys.executable)
+    trtllm_python: Path | None = None
 
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _key_has_a_use(self) -> Self:
+        if self.s3_kms_key_id and not (self.s3_encryption or "").startswith("aws:kms"):
+            raise SettingInvalidError(
+                "a KMS key is given, but encryption with KMS is not asked for",
+                field="TRTFORGE_S3_ENCRYPTION",
+                value=self.s3_encryption,
+                remedy="Set it to aws:kms, or leave out TRTFORGE_S3_KMS_KEY_ID",
+            )
+        return self
 
     def require_bucket(self) -> str:
         """The bucket of the store.
@@ -81,13 +140,19 @@ def load_settings() -> Settings:
 
     The storage is taken from one of the two as a whole: credentials of the embedded server are
     never sent to an endpoint that the environment names.
+
+    Raises:
+        SettingInvalidError: A variable has a value that cannot be.
     """
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise _invalid(error) from error
     stack = stack_state.read(settings.home)
     if stack is None:
         return settings
     filled: dict[str, object] = {}
-    if not any(name.startswith("s3_") for name in settings.model_fields_set):
+    if not settings.model_fields_set & _STORAGE:
         filled |= {
             "s3_endpoint_url": stack.s3.endpoint_url,
             "s3_bucket": stack.s3.bucket,
@@ -127,3 +192,15 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
+
+
+def _invalid(error: ValidationError) -> SettingInvalidError:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    secret = "key_id" in name or "secret" in name
+    return SettingInvalidError(
+        first["msg"],
+        field=f"TRTFORGE_{name.upper()}",
+        value="***" if secret else first["input"],
+        remedy="Correct the variable, or unset it for the default",
+    )

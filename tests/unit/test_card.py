@@ -177,3 +177,25 @@ def test_no_text_breaks_out_of_its_cell() -> None:
     card = engine_card(manifest(source="/models/a|b"), location=LOCATION, stages=stages)
     assert facts(card)["Model"] == "tiny from /models/a|b"
     assert tables(card)[3][1] == ["pull", "made", "1.0 s", "a | b c"]
+
+
+def test_the_toolchain_is_told_as_far_as_it_is_known() -> None:
+    shown = facts(engine_card(manifest(), location=LOCATION))
+    assert shown["System"] == "linux x86_64"
+    assert shown["Commit"] == "c0ffee"
+    assert shown["Gates"] == "correctness passed"
+    assert not {"TensorRT", "CUDA", "Driver", "Compute capability", "Image"} & set(shown)
+    known = {
+        "gpu_name": "NVIDIA H200",
+        "compute_capability": "9.0",
+        "cuda_version": "13.0",
+        "driver_version": "580.65.06",
+        "tensorrt_version": "10.14.1",
+        "image_digest": "sha256:" + "d" * 64,
+    }
+    shown = facts(engine_card(manifest(**known), location=LOCATION))
+    assert shown["TensorRT"] == "10.14.1"
+    assert shown["CUDA"] == "13.0"
+    assert shown["Driver"] == "580.65.06"
+    assert shown["Compute capability"] == "9.0"
+    assert shown["Image"] == "sha256:" + "d" * 64

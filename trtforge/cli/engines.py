@@ -1,51 +1,50 @@
-"""`trtforge list`, `show`, `fetch`, `generate`: published engines, and their use."""
+"""`trtforge list`, `show`, `resolve`, `fetch`, `generate`: published engines, and their use."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trtforge.cli.output import (
-    AsJson,
-    EngineId,
-    open_workshop,
-    print_card,
-    print_json,
-    print_table,
-    say,
-)
+from trtforge.cli.listing import Filters, engine_json, print_engines
+from trtforge.cli.output import AsJson, EngineId, open_workshop, out, print_card, print_json, say
+from trtforge.cli.resolve import resolve
 
 app = typer.Typer()
+_SHOWN = 30
+
+
+app.command()(resolve)
 
 
 @app.command("list")
-def list_engines(as_json: AsJson = False) -> None:
+def list_engines(
+    model: Annotated[str | None, typer.Option(help="Part of its name, or its source")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Part of the GPU's name, or cpu")] = None,
+    backend: Annotated[str | None, typer.Option(help="Such as aoti")] = None,
+    alias: Annotated[str | None, typer.Option(help="Only engines it points at")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Engines at most; 0: all; {_SHOWN} without --json", metavar="N"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the published engines, newest first."""
+    from trtforge.store.resolve import aliases_by_engine
+
     store = open_workshop().store
-    pointing: dict[str, list[str]] = {}
-    for name, record in store.list_aliases():
-        pointing.setdefault(record.engine_id, []).append(name.alias)
-    engines = [
-        {
-            "engine_id": manifest.engine_id,
-            "model": manifest.core.model.name,
-            "backend": manifest.core.toolchain["backend"],
-            "valid_on": manifest.core.toolchain["gpu_name"] or manifest.core.toolchain["cpu"],
-            "aliases": pointing.get(manifest.engine_id, []),
-            "created_at": manifest.created_at.isoformat(timespec="seconds"),
-        }
-        for manifest in store.list_manifests()
-    ]
+    pointing = aliases_by_engine(store.list_aliases())
+    filters = Filters(model, gpu, backend, alias)
+    everything = [(m, pointing.get(m.engine_id, ())) for m in store.list_manifests()]
+    matching = [(m, aliases) for m, aliases in everything if filters.match(m, aliases)]
+    at_most = limit if limit is not None else 0 if as_json else _SHOWN
+    shown = matching[:at_most] if at_most else matching
     if as_json:
-        print_json(engines)
+        print_json([engine_json(manifest, aliases) for manifest, aliases in shown])
         return
-    rows = []
-    for engine in engines:
-        aliases = ", ".join(pointing.get(str(engine["engine_id"]), []))
-        cells = [str(engine[k]) for k in ("model", "backend", "valid_on")]
-        published = str(engine["created_at"])[:16].replace("T", " ")
-        rows.append((str(engine["engine_id"])[:12], *cells, aliases, published))
-    print_table(("Engine", "Model", "Backend", "Valid on", "Aliases", "Published (UTC)"), rows)
+    if shown:
+        print_engines(out, shown, datetime.now(UTC))
+    say(_closing_line(len(shown), len(matching), len(everything)))
 
 
 @app.command()
@@ -106,3 +105,10 @@ def generate(
         print_json(answer)
     else:
         say(str(answer["text"]))
+
+
+def _closing_line(shown: int, matching: int, published: int) -> str:
+    if published == 0:
+        return "No engine is published yet."
+    line = f"{shown} of {published} shown"
+    return f"{line}; {matching} match, --limit 0 shows them all" if shown < matching else line

@@ -8,7 +8,8 @@ interpreter (Python 3.10 or newer) and answers on three channels:
 * `result.json`: written last, by rename, only when every file it names is complete.
 
 The parent holds the other end of the driver's stdin. When that closes, for whatever reason
-(`kill -9` included), the driver ends its whole process group, compilers and all.
+(`kill -9` included), the driver ends its whole process group, compilers and all, and whatever else
+it started.
 """
 
 import json
@@ -22,6 +23,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from trtforge.engines.process_mark import MARK_VARIABLE, kill_marked
 
 
 class DriverError(Exception):
@@ -92,6 +95,8 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 4096):
             pass
+        if MARK_VARIABLE in os.environ:
+            kill_marked(os.environ[MARK_VARIABLE])
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from trtforge.engines.process_mark import MARK_VARIABLE, kill_marked, signal_marked
 from trtforge.errors import BuildError
 from trtforge.progress import OnProgress, Progress, ignore
 
@@ -67,8 +69,8 @@ def run_driver(
 ) -> dict[str, Any]:
     """Run one driver to its end and return its result.
 
-    The driver runs in a process group of its own; whatever happens, none of that group is left
-    when this returns or raises.
+    The driver runs in a process group of its own; whatever happens, nothing of that group, or of
+    what else it started, is left when this returns or raises.
 
     Args:
         module: Dotted name of the driver module, e.g. `trtforge.engines.aoti.build_driver`.
@@ -93,6 +95,7 @@ def run_driver(
     work_dir = work_dir.absolute()
     interpreter = python.absolute() if len(python.parts) > 1 else python
     log_path = work_dir / f"{name}.log"
+    mark = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work_dir) as scratch_name:
         scratch = Path(scratch_name)
         # Only our package, not the site-packages it may lie in, becomes visible to the toolchain.
@@ -103,7 +106,12 @@ def run_driver(
             process = subprocess.Popen(
                 [str(interpreter), "-m", module, str(request_path), str(result_path)],
                 cwd=scratch,
-                env={**os.environ, **(environment or {}), "PYTHONPATH": str(scratch)},
+                env={
+                    **os.environ,
+                    **(environment or {}),
+                    "PYTHONPATH": str(scratch),
+                    MARK_VARIABLE: mark,
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -128,7 +136,7 @@ def run_driver(
                 remedy=f"See {log_path}; raise the time limit if it was still making progress",
             ) from error
         finally:
-            _end_group(process)
+            _end_all(process, mark)
             for reader in readers:
                 reader.join(_TERM_GRACE_S)
         if heard.callback_errors:
@@ -199,13 +207,15 @@ def _json_or_none(line: str) -> object:
         return None
 
 
-def _end_group(process: "subprocess.Popen[str]") -> None:
-    """End whatever of the driver's group is left: politely first, while the driver still runs."""
+def _end_all(process: "subprocess.Popen[str]", mark: str) -> None:
+    """End whatever the driver left: politely first, while the driver still runs."""
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
+        signal_marked(mark, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_TERM_GRACE_S)
     _signal_group(process.pid, signal.SIGKILL)
+    kill_marked(mark)
     process.wait()
     if process.stdin is not None:
         process.stdin.close()

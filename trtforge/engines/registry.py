@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from trtforge.engines.base import Backend
 
 
-def open_backend(name: str, python: Path = Path(sys.executable)) -> "Backend":
-    """The backend `name` (a value of `engine.backend`), driven by the interpreter `python`."""
+def open_backend(name: str, python: Path | None = None) -> "Backend":
+    """The backend `name` (a value of `engine.backend`), driven by the interpreter `python`.
+
+    Without one, aoti is driven by this process's own; trtllm can only check options then.
+    """
+    if name == "trtllm":
+        from trtforge.engines.trtllm.backend import TrtllmBackend
+
+        return TrtllmBackend(python)
     from trtforge.engines.aoti.backend import AotiBackend
 
-    return {"aoti": AotiBackend}[name](python)
+    return {"aoti": AotiBackend}[name](python or Path(sys.executable))

@@ -4,12 +4,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from trtforge.engines.machine import local_machine
 from trtforge.errors import InputError
 from trtforge.progress import ignore
 from trtforge.spec import EngineSpec
 from trtforge.stages.compile import probe_backend
 from trtforge.stages.publish import generate
 from trtforge.stages.stage import Workshop
+from trtforge.store import Manifest
+from trtforge.store.compatibility import compatibility
 from trtforge.tokenizer import open_tokenizer
 
 
@@ -37,7 +40,7 @@ def ask(
     """
     manifest = shop.store.get_manifest(engine_id)
     engine = EngineSpec.model_validate(manifest.core.spec["engine"])
-    _require_valid_here(shop, engine, manifest.core.toolchain)
+    _require_valid_here(shop, engine, manifest)
     shop.work_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ask-", dir=shop.work_root) as scratch_name:
         scratch = Path(scratch_name)
@@ -71,15 +74,12 @@ def ask(
     }
 
 
-def _require_valid_here(shop: Workshop, engine: EngineSpec, built_with: dict[str, Any]) -> None:
-    here = probe_backend(shop, engine).to_json()
-    for field in ("backend", "backend_version", "gpu_name", "compute_capability", "cpu"):
-        if built_with["gpu_name"] and field == "cpu":
-            continue
-        if here[field] != built_with[field]:
-            raise WrongMachineError(
-                f"the engine was compiled for {built_with[field]!r}, here it is {here[field]!r}",
-                field=f"toolchain.{field}",
-                value=here[field],
-                remedy="Run it on a machine like the one it was compiled on, or build it here",
-            )
+def _require_valid_here(shop: Workshop, engine: EngineSpec, manifest: Manifest) -> None:
+    here = local_machine([probe_backend(shop, engine)])
+    for mismatch in compatibility(manifest, here):
+        raise WrongMachineError(
+            f"the engine was compiled for {mismatch.engine!r}, here it is {mismatch.machine!r}",
+            field=f"toolchain.{mismatch.field}",
+            value=mismatch.machine,
+            remedy="Run it on a machine like the one it was compiled on, or build it here",
+        )

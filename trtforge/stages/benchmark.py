@@ -8,6 +8,7 @@ from typing import Any
 
 from trtforge.benchmark.machine import describe_machine
 from trtforge.benchmark.metrics import FORMULAS, Measurement, measure
+from trtforge.benchmark.report import BenchmarkReport
 from trtforge.benchmark.workload import benchmark_jobs
 from trtforge.engines.base import RunOutcome, Toolchain
 from trtforge.engines.reference.runner import run_reference
@@ -81,7 +82,7 @@ def _measure_both(
     logits = {name: scratch / f"{name}-logits" for name in ("engine", "eager")}
     for directory in logits.values():
         directory.mkdir()
-    mine = open_backend(spec.engine.backend, shop.python).run(
+    mine = open_backend(spec.engine.backend, shop.interpreter(spec.engine.backend)).run(
         spec.engine,
         engine_dir=engine_dir,
         jobs=[*engine_checks, *load],
@@ -125,7 +126,7 @@ def _measure_both(
     }
     out = scratch / "report"
     out.mkdir()
-    (out / "report.json").write_text(json.dumps({"format": 1, **facts}, indent=2))
+    (out / "report.json").write_bytes(BenchmarkReport.model_validate(facts).to_bytes())
     with (out / "requests.jsonl").open("w") as lines:
         for who, run in (("engine", mine), ("eager", theirs)):
             for output in run.outputs:

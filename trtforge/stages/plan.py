@@ -5,14 +5,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from trtforge.engines.base import Toolchain
+from trtforge.engines.gpu import find_gpus
+from trtforge.engines.trtllm.memory import MemoryPlan
 from trtforge.errors import InputError
 from trtforge.sources import ResolvedSource
 from trtforge.spec import BuildSpec
 from trtforge.stages.benchmark import benchmark_inputs
 from trtforge.stages.compile import compile_inputs, engine_files, probe_toolchain
 from trtforge.stages.convert import convert_inputs
+from trtforge.stages.memory import plan_memory
 from trtforge.stages.pull import pull_inputs, pulled_model, resolve_model
 from trtforge.stages.stage import Workshop, stage_key
+from trtforge.stages.target import upstream_converter
 from trtforge.store import StageResult
 
 Status = Literal["in store", "to do", "follows"]
@@ -43,22 +47,27 @@ class Plan:
     model_bytes: int
     work_disk_bytes: int
     free_disk_bytes: int
+    memory: MemoryPlan | None = None
+    """Of a TensorRT-LLM engine; aoti's memory is not estimated."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "memory": self.memory.to_json() if self.memory else None}
 
 
 def make_plan(shop: Workshop, spec: BuildSpec) -> Plan:
     """Check the spec against the world, and look every stage up that can be looked up.
 
     Raises:
-        InputError: the source, the model or an engine option is wrong, or the disk too small.
+        InputError: the source, the model or an engine option is wrong, or the disk, the GPU or
+            the machine's memory too small.
         ServiceError: the source or the store cannot be reached.
         BuildError: the toolchain is missing.
     """
     # Cheap and local before anything that takes time or a network.
+    upstream_converter(shop, spec)
     toolchain = probe_toolchain(shop, spec)
     resolved = resolve_model(shop, spec)
+    memory = _memory(shop, spec, resolved, toolchain)
     stages = _look_up(shop, spec, resolved, toolchain)
     model_bytes = resolved.size_bytes
     to_do = [s.stage for s in stages if s.status != "in store" or shop.force]
@@ -81,7 +90,26 @@ def make_plan(shop: Workshop, spec: BuildSpec) -> Plan:
         model_bytes=model_bytes,
         work_disk_bytes=needed,
         free_disk_bytes=free,
+        memory=memory,
     )
+
+
+def _memory(
+    shop: Workshop, spec: BuildSpec, resolved: ResolvedSource, toolchain: Toolchain
+) -> MemoryPlan | None:
+    if spec.engine.backend != "trtllm":
+        return None
+    plan = plan_memory(
+        spec,
+        resolved,
+        token=shop.hub_token,
+        gpus=find_gpus(),
+        work_root=shop.work_root,
+        gpu_name=toolchain.gpu_name,
+    )
+    if plan is not None:
+        plan.require_fits()
+    return plan
 
 
 def _look_up(

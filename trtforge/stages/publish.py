@@ -1,9 +1,7 @@
 """publish: blobs, manifest, a try of the published copy, and only then the aliases."""
 
-import getpass
 import logging
 import shutil
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +9,14 @@ from typing import Any
 
 from trtforge.engines.base import Toolchain
 from trtforge.engines.registry import open_backend
+from trtforge.engines.standin import refuse_standin
 from trtforge.errors import GateError
 from trtforge.files import files_digest
 from trtforge.gates.enforce import enforce
 from trtforge.progress import OnProgress
 from trtforge.spec import BuildSpec, EngineSpec
 from trtforge.stages.benchmark import measurements, verdicts
-from trtforge.stages.compile import CACHE_FILE, engine_files
+from trtforge.stages.compile import engine_files, timing_cache_use
 from trtforge.stages.prompts import question
 from trtforge.stages.pull import PulledModel
 from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
@@ -28,8 +27,8 @@ from trtforge.store import (
     ModelIdentity,
     Parents,
     StageResult,
-    TimingCacheUse,
 )
+from trtforge.store.aliases import who
 from trtforge.tokenizer import open_tokenizer
 
 _log = logging.getLogger("trtforge")
@@ -74,7 +73,8 @@ def make_manifest(
             content_digest=model.content_digest,
             licence=model.licence,
         ),
-        spec=spec.model_dump(mode="json"),
+        # The same engine has the same id, however its compiler was spared some work.
+        spec=spec.model_dump(mode="json", exclude={"engine": {"timing_cache"}}),
         config=facts["effective"],
         toolchain=toolchain.to_json(),
         files=(*engine_files(engine.outputs), *model.companions),
@@ -83,7 +83,11 @@ def make_manifest(
     )
     return Manifest.of(
         core,
-        timings={"convert": checkpoint.seconds, "compile": engine.seconds},
+        timings={
+            "convert": checkpoint.seconds,
+            "compile": engine.seconds,
+            "benchmark": bench.seconds,
+        },
         benchmark={
             "engine": [m.to_json() for m in measurements(bench.facts, "engine")],
             "eager": [m.to_json() for m in measurements(bench.facts, "eager")],
@@ -91,10 +95,8 @@ def make_manifest(
             # Not part of the core: measuring the same engine again must not make it another one.
             "report_sha256": next(f.sha256 for f in bench.outputs if f.path == "report.json"),
         },
-        timing_cache=TimingCacheUse(
-            sha256=next(f.sha256 for f in engine.outputs if f.path == CACHE_FILE),
-            outcome="miss" if facts["cache"] == "cold" else "hit",
-        ),
+        evidence=bench.outputs,
+        timing_cache=timing_cache_use(engine),
     )
 
 
@@ -104,8 +106,10 @@ def publish(
     """Publish the engine, try what was published, then point the aliases at it.
 
     Raises:
+        StandinError: A stand-in for the toolchain made the engine.
         PublishedCopyError: The published copy does not generate; the aliases are where they were.
     """
+    refuse_standin(manifest.core.built_with)
 
     def make(scratch: Path, on_progress: OnProgress) -> Made:
         stored = shop.store.publish_manifest(manifest)
@@ -127,7 +131,7 @@ def publish(
     aliases = {}
     for alias in spec.publish.aliases:
         name = alias_name(stored, alias)
-        aliases[alias] = shop.store.set_alias(name, stored.engine_id, by=_who()).moved
+        aliases[alias] = shop.store.set_alias(name, stored.engine_id, by=who()).moved
     facts: dict[str, Any] = outcome.result.facts
     location = shop.store.manifest_uri(stored.engine_id)
     return Publication(stored, location, facts["answer"], aliases, outcome)
@@ -135,7 +139,7 @@ def publish(
 
 def alias_name(manifest: Manifest, alias: str) -> AliasName:
     """Where an alias of this engine lies: per model, GPU (or CPU) and backend."""
-    toolchain = Toolchain.from_json(manifest.core.toolchain)
+    toolchain = manifest.core.built_with
     return AliasName(
         model=manifest.core.model.name,
         gpu=toolchain.device_name,
@@ -163,7 +167,7 @@ def generate(
         "stop_ids": list(stop_ids),
         "sampling": sampling or {},
     }
-    run = open_backend(engine.backend, shop.python).run(
+    run = open_backend(engine.backend, shop.interpreter(engine.backend)).run(
         engine,
         engine_dir=engine_dir,
         jobs=[job],
@@ -199,13 +203,6 @@ def _ask(
         "stopped": bool(stop_ids) and tokens[-1] in stop_ids,
         "seconds": step_s[-1],
     }
-
-
-def _who() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):
-        return socket.gethostname()
 
 
 def _describe(result: StageResult) -> str:

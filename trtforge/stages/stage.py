@@ -1,10 +1,15 @@
-"""How every stage runs: look the key up, make on a miss, upload, record."""
+"""How every stage runs: look the key up, make on a miss, upload, record.
+
+Of several builders that want the same stage at once, one makes it and the others wait: on one
+machine for a file lock beside the scratch directory, between machines for a lease in the bucket
+(`trtforge.store.leases`).
+"""
 
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +21,7 @@ from trtforge.canonical import digest
 from trtforge.errors import BuildError, InputError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, Progress, StageEvent, announce
+from trtforge.stages.kept_logs import keep_logs
 from trtforge.store import StageResult, Store
 
 # Raise a stage's number when the same inputs would give other outputs.
@@ -33,9 +39,11 @@ class Workshop:
         store: Where results go.
         work_root: Local directory for scratch space; on the same file system as the store's cache
             files are linked instead of copied.
-        python: Interpreter of the toolchain.
+        python: Interpreter of the toolchain of aoti and of the reference.
+        trtllm_python: Interpreter that has TensorRT-LLM, if there is one.
         hub_token: For gated models.
         force: Make everything again, and replace what the store has.
+        run_id: Of the flow run, for the people who wait for what it works on.
     """
 
     store: Store
@@ -43,6 +51,12 @@ class Workshop:
     python: Path
     hub_token: SecretStr | None = None
     force: bool = False
+    run_id: str | None = None
+    trtllm_python: Path | None = None
+
+    def interpreter(self, backend: str) -> Path | None:
+        """The interpreter that drives a backend (a value of `engine.backend`)."""
+        return self.trtllm_python if backend == "trtllm" else self.python
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ def run_stage(
     *,
     resumable: bool = False,
 ) -> StageOutcome:
-    """Find or make the result of one stage.
+    """Find or make the result of one stage, or wait for the builder that is making it.
 
     Args:
         inputs: JSON; everything that decides the outputs.
@@ -105,9 +119,7 @@ def run_stage(
     announce(StageEvent(stage, "started"))
     try:
         found = _find(shop, stage, key)
-        result, hit = (
-            (found, True) if found else _make(shop, stage, key, inputs, make, started, resumable)
-        )
+        result, hit = (found, True) if found else _make(shop, stage, key, inputs, make, resumable)
         detail = describe(result)
     except BaseException as error:
         announce(StageEvent(stage, "failed", str(error), seconds=time.monotonic() - started))
@@ -128,26 +140,34 @@ def _make(
     key: str,
     inputs: Mapping[str, Any],
     make: Make,
-    started: float,
     resumable: bool,
 ) -> tuple[StageResult, bool]:
     """The result, and whether another run had made it when this one's turn came."""
     shop.work_root.mkdir(parents=True, exist_ok=True)
     _sweep(shop.work_root)
     scratch = shop.work_root / f"{stage}-{key[:16]}"
-    with FileLock(f"{scratch}.lock"):
-        found = _find(shop, stage, key)
+
+    def on_progress(progress: Progress) -> None:
+        announce(StageEvent(stage, "progress", progress=progress))
+
+    def on_wait(line: str) -> None:
+        on_progress(Progress(line, 0, None, "steps"))
+
+    def find() -> StageResult | None:
+        return _find(shop, stage, key)
+
+    with (
+        _locked(scratch, lambda: on_wait(f"waiting for a build of this home to finish {stage}")),
+        shop.store.leases.claimed(stage, key, find, on_wait=on_wait, run_id=shop.run_id) as found,
+    ):
         if found:
             return found, True
+        started = time.monotonic()
         if not resumable:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(exist_ok=True)
         keep = False
         try:
-
-            def on_progress(progress: Progress) -> None:
-                announce(StageEvent(stage, "progress", progress=progress))
-
             made = make(scratch, on_progress)
             for ref in made.files:
                 shop.store.add_to_cache(made.directory / ref.path, ref)
@@ -161,7 +181,8 @@ def _make(
                 seconds=time.monotonic() - started,
             )
             return shop.store.put_stage(result, replace=shop.force), False
-        except (InputError, BuildError):
+        except (InputError, BuildError) as error:
+            keep_logs(scratch, error)
             raise
         except BaseException:
             keep = resumable
@@ -169,6 +190,21 @@ def _make(
         finally:
             if not keep:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(scratch: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the scratch directory against the other builds of this machine."""
+    lock = FileLock(f"{scratch}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sweep(work_root: Path) -> None:

@@ -4,7 +4,7 @@ from pydantic import SecretStr
 
 from trtforge.settings import Settings, load_settings
 from trtforge.stages.stage import Workshop
-from trtforge.store import Store
+from trtforge.store.connect import store_of
 
 
 def open_workshop(
@@ -12,26 +12,23 @@ def open_workshop(
     *,
     hub_token: SecretStr | None = None,
     force: bool = False,
+    run_id: str | None = None,
 ) -> Workshop:
     """Open the store and the scratch space below `TRTFORGE_HOME`.
+
+    Args:
+        run_id: Of the flow run that builds, where there is one.
 
     Raises:
         StorageNotConfiguredError: Nothing says where the store is.
     """
     settings = settings or load_settings()
-    key = settings.s3_access_key_id
-    store = Store.from_settings(
-        endpoint_url=settings.s3_endpoint_url,
-        bucket=settings.require_bucket(),
-        region=settings.s3_region,
-        access_key_id=key.get_secret_value() if key else None,
-        secret_access_key=settings.s3_secret_access_key,
-        cache_dir=settings.home / "cache",
-    )
     return Workshop(
-        store=store,
+        store=store_of(settings),
         work_root=settings.home / "work",
         python=settings.toolchain_python,
+        trtllm_python=settings.trtllm_python,
         hub_token=hub_token,
         force=force,
+        run_id=run_id,
     )

@@ -4,10 +4,13 @@
 
     blobs/sha256/ab/<hex>                        immutable bytes
     stages/<stage>/<key>.json                    stage result, write-once
+    leases/<stage>/<key>.json                    who works on a stage now, compare-and-swap
     manifests/<engine id>.json                   one published engine
     aliases/<model>/<gpu>/<backend>/<alias>.json pointer with history, compare-and-swap
     timing/<toolchain key>/head.json             newest timing cache, compare-and-swap
     runs/<run id>/...                            raw benchmark data, reports, logs
+    pins/<engine id>.json                        engines that `gc` keeps
+    gc/announced/<id>.json, gc/sweep.json        how publishing and `gc` heed each other
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +25,7 @@ from trtforge.store.blobs import Blobs, PutSummary
 from trtforge.store.cache import BlobCache
 from trtforge.store.client import Checksums, S3Client, make_client
 from trtforge.store.layout import AliasName, manifest_key, run_key
+from trtforge.store.leases import Leases
 from trtforge.store.manifests import (
     Manifest,
     ManifestCore,
@@ -31,6 +35,7 @@ from trtforge.store.manifests import (
     TimingCacheUse,
 )
 from trtforge.store.objects import Bucket
+from trtforge.store.retry import PATIENCE_S
 from trtforge.store.stages import StageResult, Stages
 from trtforge.store.timing import TimingCaches
 from trtforge.store.transfer import PART_BYTES
@@ -65,15 +70,23 @@ class Store:
         bucket: Its name; it must exist.
         cache_dir: Directory of the cache, made when needed.
         part_bytes: Size of the parts of multipart uploads; 5 MiB is the least that S3 takes.
+        patience_s: How long a service that fails in the middle of a transfer is waited for.
     """
 
     def __init__(
-        self, client: S3Client, bucket: str, cache_dir: Path, *, part_bytes: int = PART_BYTES
+        self,
+        client: S3Client,
+        bucket: str,
+        cache_dir: Path,
+        *,
+        part_bytes: int = PART_BYTES,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        self.bucket = Bucket(client, bucket)
+        self.bucket = Bucket(client, bucket, patience_s)
         self.cache = BlobCache(cache_dir)
         self.blobs = Blobs(self.bucket, self.cache, part_bytes)
         self.stages = Stages(self.bucket, self.blobs)
+        self.leases = Leases(self.bucket)
         self.manifests = Manifests(self.bucket, self.blobs)
         self.aliases = Aliases(self.bucket, self.manifests)
         self.timing = TimingCaches(self.bucket, self.blobs)
@@ -107,7 +120,7 @@ class Store:
     def put_file(self, path: Path, ref: FileRef, on_progress: OnProgress = ignore) -> bool:
         """Upload a file as the blob `ref.sha256`; True when it was sent, False when present.
 
-        Present means: with equal size and the digest in its metadata. `trtforge.store.transfer`
+        Present means: with equal size and the digest in its metadata. `trtforge.store.upload`
         tells how a blob is kept from becoming visible with the wrong bytes.
 
         Raises:
@@ -211,7 +224,7 @@ class Store:
         The alias comes later, when the published copy has been tried.
         """
         self.put_files(directory, manifest.core.files, on_progress)
-        return self.publish_manifest(manifest)
+        return self.manifests.publish(manifest, directory)
 
     def publish_manifest(self, manifest: Manifest) -> Manifest:
         """Make an engine visible whose blobs are uploaded; returns the manifest in the store.
@@ -278,7 +291,7 @@ class Store:
     def put_timing_cache(
         self, toolchain_key: str, path: Path, *, entries: int | None = None
     ) -> FileRef:
-        """Make `path` the newest timing cache of a toolchain; the last writer wins."""
+        """Make `path` the newest timing cache; `TimingCaches.put` can merge, too."""
         return self.timing.put(toolchain_key, path, entries=entries)
 
     def put_run_file(self, run_id: str, name: str, data: bytes) -> str:

@@ -1,11 +1,16 @@
 """Aliases: small mutable pointers to engines, moved by compare-and-swap, with their history."""
 
+import getpass
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import AwareDatetime
 
+from trtforge.errors import InputError, ServiceError
+from trtforge.store.announce import announced
+from trtforge.store.inventory import in_parallel
 from trtforge.store.layout import ALIASES, AliasName, alias_key, alias_name_of, slug
 from trtforge.store.manifests import Manifests
 from trtforge.store.objects import Bucket
@@ -13,6 +18,24 @@ from trtforge.store.records import Part, Record, Sha256, now, parse_record
 
 HISTORY = 100
 """Moves that an alias remembers."""
+
+_SHOWN_DIGITS = 12
+
+
+class AliasUnknownError(InputError):
+    """No engine of this model was ever given this alias."""
+
+
+class AliasAmbiguousError(InputError):
+    """The alias exists for several GPUs or backends of the model."""
+
+
+class NothingToRollBackToError(InputError):
+    """The alias has pointed at one engine only."""
+
+
+class AliasMovedError(ServiceError):
+    """Somebody else moved the alias at the same time."""
 
 
 class AliasMove(Part):
@@ -49,6 +72,18 @@ class AliasChange:
     previous: str | None
 
 
+@dataclass(frozen=True)
+class RollBack:
+    """Where `roll_back` left an alias: at `engine_id`; `previous` is the engine it left.
+
+    `moved` is False when it pointed there already.
+    """
+
+    engine_id: str
+    previous: str | None
+    moved: bool
+
+
 class Aliases:
     """The aliases of a bucket."""
 
@@ -58,9 +93,69 @@ class Aliases:
 
     def move(self, name: AliasName, engine_id: str, *, by: str) -> AliasChange:
         """See `Store.set_alias`."""
+        return self._move(name, engine_id, by=by)
+
+    def roll_back(self, name: AliasName, *, by: str, to: str | None = None) -> RollBack:
+        """Point an alias at the engine it pointed at before its last move, or at any other one.
+
+        A roll-back is a move as any other, and is in the history as one. Rolling back twice
+        therefore leads to where it began, as with `kubectl rollout undo`; further back leads `to`.
+
+        Args:
+            to: The whole id of a published engine.
+
+        Raises:
+            AliasUnknownError: It was never set.
+            NothingToRollBackToError: It never pointed at another engine.
+            AliasMovedError: Somebody moved it meanwhile: two people who roll back the same
+                mistake do not undo each other's work.
+            EngineUnknownError: That engine is gone.
+        """
+        record = self.get(name)
+        if record is None:
+            raise self._alias_unknown(name.model, name.alias)
+        target = to or record.previous
+        if target is None:
+            raise NothingToRollBackToError(
+                f"it has pointed at engine {record.engine_id[:_SHOWN_DIGITS]} only",
+                field="alias",
+                value=name.alias,
+                remedy="Name the engine with --to",
+            )
+        change = self._move(name, target, by=by, expected=record)
+        return RollBack(target, change.previous, change.moved)
+
+    def find(
+        self, model: str, alias: str, *, gpu: str | None = None, backend: str | None = None
+    ) -> AliasName:
+        """The one alias of this name that the model has; `gpu` and `backend` tell several apart.
+
+        Raises:
+            AliasUnknownError: There is none.
+            AliasAmbiguousError: There are several.
+        """
+        names = [
+            name
+            for name, _ in self.all(model)
+            if name.alias == alias and gpu in (None, name.gpu) and backend in (None, name.backend)
+        ]
+        if not names:
+            raise self._alias_unknown(model, alias)
+        if len(names) > 1:
+            places = "; ".join(f"--gpu {n.gpu!r} --backend {n.backend}" for n in names)
+            raise AliasAmbiguousError(
+                f"model {model!r} has it {len(names)} times",
+                field="alias",
+                value=alias,
+                remedy=f"Say which one is meant: {places}",
+            )
+        return names[0]
+
+    def _move(
+        self, name: AliasName, engine_id: str, *, by: str, expected: AliasRecord | None = None
+    ) -> AliasChange:
+        """Move by compare-and-swap; from `expected` only, when given."""
         key = alias_key(name)
-        if not self._manifests.exists(engine_id):
-            raise self._manifests.unknown(engine_id)
         move_id = uuid.uuid4().hex
         change = AliasChange(False, None)
 
@@ -72,6 +167,8 @@ class Aliases:
             if mine:
                 change = AliasChange(True, mine.previous)
                 return None
+            if expected and current != expected:
+                raise _moved(name, current)
             if current and current.engine_id == engine_id:
                 change = AliasChange(False, current.previous)
                 return None
@@ -86,7 +183,10 @@ class Aliases:
                 history=(*past, move)[-HISTORY:],
             ).to_bytes()
 
-        self._bucket.update(key, decide)
+        with announced(self._bucket, engine_ids=[engine_id]):
+            if not self._manifests.exists(engine_id):
+                raise self._manifests.unknown(engine_id)
+            self._bucket.update(key, decide)
         return change
 
     def get(self, name: AliasName) -> AliasRecord | None:
@@ -98,10 +198,38 @@ class Aliases:
     def all(self, model: str | None = None) -> Iterator[tuple[AliasName, AliasRecord]]:
         """See `Store.list_aliases`."""
         prefix = f"{ALIASES}{slug(model)}/" if model else ALIASES
-        for key in self._bucket.keys(prefix):
-            stored = self._bucket.get(key)
+        keys = list(self._bucket.keys(prefix))
+        for key, stored in zip(keys, in_parallel(self._bucket.get, keys), strict=True):
             if stored:  # else removed since the listing
                 yield alias_name_of(key), self._parse(key, stored.data)
 
     def _parse(self, key: str, data: bytes) -> AliasRecord:
         return parse_record(AliasRecord, data, self._bucket.uri(key))
+
+    def _alias_unknown(self, model: str, alias: str) -> AliasUnknownError:
+        known = sorted({f"{name.alias!r} of {name.model!r}" for name, _ in self.all()})
+        return AliasUnknownError(
+            f"model {model!r} has no such alias here; there are: {', '.join(known) or 'none'}",
+            field="alias",
+            value=alias,
+            remedy="Set it with `trtforge promote`",
+        )
+
+
+def who() -> str:
+    """This person on this machine, for histories: `user@host`."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):  # a container may run as a user without a name
+        return socket.gethostname()
+
+
+def _moved(name: AliasName, current: AliasRecord | None) -> AliasMovedError:
+    where = f"at engine {current.engine_id[:_SHOWN_DIGITS]}" if current else "nowhere"
+    by = f" (moved by {current.by})" if current else ""
+    return AliasMovedError(
+        f"somebody moved it meanwhile; it points {where} now{by}",
+        field="alias",
+        value=name.alias,
+        remedy="Look at `trtforge history`, and roll back again if it is still needed",
+    )

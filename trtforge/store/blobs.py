@@ -1,11 +1,8 @@
 """Immutable bytes, by their SHA-256: single blobs and whole file sets, up and down."""
 
-import base64
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,21 +11,15 @@ from trtforge.errors import InputError, ServiceError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, ignore
 from trtforge.store.cache import BlobCache, has_size
+from trtforge.store.download import RANGE_BYTES, download
 from trtforge.store.layout import blob_key
 from trtforge.store.objects import Bucket
 from trtforge.store.partial import link_or_copy, partial_directory, partial_file
-from trtforge.store.transfer import (
-    PART_BYTES,
-    BlobCorruptError,
-    ByteMeter,
-    download,
-    file_changed,
-    upload,
-)
+from trtforge.store.transfer import PART_BYTES, ByteMeter, file_changed
+from trtforge.store.upload import put_whole, upload
 
 _FILES_AT_ONCE = 4
 _HEADS_AT_ONCE = 16
-_log = logging.getLogger(__name__)
 
 
 class UploadNotKeptError(ServiceError):
@@ -75,20 +66,18 @@ class Blobs:
         """See `Store.put_file`."""
         return self._put(path, ref, ByteMeter(f"uploading {ref.path}", ref.size_bytes, on_progress))
 
+    def put_cached(self, ref: FileRef) -> bool:
+        """Upload a blob from the cache; False when the cache has not got it."""
+        entry = self._cache.find(ref.sha256, ref.size_bytes, verify=True)
+        if entry is not None:
+            self.put_file(entry, ref)
+        return entry is not None
+
     def put_bytes(self, data: bytes, path: str) -> FileRef:
         """See `Store.put_bytes`."""
-        state = hashlib.sha256(data)
-        ref = FileRef(path, len(data), state.hexdigest())
+        ref = FileRef(path, len(data), hashlib.sha256(data).hexdigest())
         if not self.has(ref):
-            with self._bucket.calling():
-                self._bucket.client.put_object(
-                    Bucket=self._bucket.name,
-                    Key=blob_key(ref.sha256),
-                    Body=data,
-                    ContentType="application/octet-stream",
-                    Metadata={"sha256": ref.sha256},
-                    ChecksumSHA256=base64.b64encode(state.digest()).decode(),
-                )
+            put_whole(self._bucket, ref, data)
             self._check_kept(ref)
         return ref
 
@@ -99,8 +88,14 @@ class Blobs:
         blobs = list({ref.sha256: ref for ref in files}.values())
         total = sum(ref.size_bytes for ref in blobs)
         meter = ByteMeter(f"uploading {len(blobs)} files", total, on_progress)
-        uploaded = self._each(blobs, lambda ref: self._put(directory / ref.path, ref, meter))
-        sent = [ref.size_bytes for ref in blobs if uploaded[ref]]
+        for ref in blobs:
+            if not has_size(directory / ref.path, ref.size_bytes):
+                raise file_changed(directory / ref.path)
+        # What is there already costs one small request each, and its file is not even read.
+        missing = self.missing(blobs)
+        meter.add(total - sum(ref.size_bytes for ref in missing))
+        uploaded = self._each(missing, lambda ref: self._put(directory / ref.path, ref, meter))
+        sent = [ref.size_bytes for ref in missing if uploaded[ref]]
         return PutSummary(len(sent), sum(sent), len(blobs) - len(sent), total - sum(sent))
 
     def get_file(
@@ -140,7 +135,8 @@ class Blobs:
                 if use_cache:
                     self._get_cached(ref, directory / ref.path, meter, verify=False)
                 else:
-                    self._fetch(ref, lambda: partial_file(directory / ref.path), meter)
+                    with partial_file(directory / ref.path) as stream:
+                        self._download(ref, stream, meter)
                 return True
 
             self._each(files, fetch)
@@ -151,7 +147,7 @@ class Blobs:
         if self.has(ref):
             meter.add(ref.size_bytes)
             return False
-        upload(self._bucket, path, ref, meter, self._part_bytes)
+        upload(self._bucket, path, ref, meter, self._part_bytes, lambda: self.has(ref))
         self._check_kept(ref)
         return True
 
@@ -170,24 +166,17 @@ class Blobs:
         if entry:
             meter.add(ref.size_bytes)
         else:
-            self._fetch(ref, lambda: self._cache.writing(ref.sha256), meter)
+            with self._cache.resuming(ref) as stream:
+                if stream is None:
+                    meter.add(ref.size_bytes)
+                else:
+                    self._download(ref, stream, meter)
             entry = self._cache.path(ref.sha256)
         link_or_copy(entry, dest)
 
-    def _fetch(
-        self,
-        ref: FileRef,
-        opening: Callable[[], AbstractContextManager[BinaryIO]],
-        meter: ByteMeter,
-    ) -> None:
-        """Download into what `opening` opens; once more when the bytes came out wrong."""
-        try:
-            with opening() as stream:
-                download(self._bucket, ref.sha256, ref.size_bytes, stream, meter)
-        except BlobCorruptError as error:
-            _log.warning("downloading once more: %s", error)
-            with opening() as stream:
-                download(self._bucket, ref.sha256, ref.size_bytes, stream, meter)
+    def _download(self, ref: FileRef, stream: BinaryIO, meter: ByteMeter) -> None:
+        range_bytes = min(RANGE_BYTES, self._part_bytes)
+        download(self._bucket, ref.sha256, ref.size_bytes, stream, meter, range_bytes)
 
     def _each(
         self, files: Sequence[FileRef], work: Callable[[FileRef], bool]

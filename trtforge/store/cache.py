@@ -10,7 +10,7 @@ from trtforge.canonical import sha256_file
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, ignore
 from trtforge.store.layout import blob_key
-from trtforge.store.partial import link_or_copy, partial_file
+from trtforge.store.partial import link_or_copy, partial_file, resumable_file
 from trtforge.store.transfer import file_changed
 
 _READ_ONLY = 0o444
@@ -64,6 +64,18 @@ class BlobCache:
         entry = self.path(ref.sha256)
         link_or_copy(path.resolve(), entry)
         entry.chmod(_READ_ONLY)
+
+    @contextmanager
+    def resuming(self, ref: FileRef) -> Iterator[BinaryIO | None]:
+        """Like `writing`, for one writer at a time, who goes on with what the last one left.
+
+        The block gets None when another writer has made the entry while this one waited.
+        """
+        entry = self.path(ref.sha256)
+        with resumable_file(
+            entry, _READ_ONLY, wanted=lambda: not has_size(entry, ref.size_bytes)
+        ) as stream:
+            yield stream
 
     @contextmanager
     def writing(self, sha256: str) -> Iterator[BinaryIO]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,7 +16,9 @@ from botocore.exceptions import (
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ProfileNotFound,
 )
+from botocore.parsers import ResponseParserError
 from pydantic import SecretStr
 from s3transfer.exceptions import RetriesExceededError
 
@@ -25,9 +29,11 @@ S3Client: TypeAlias = Any
 
 Checksums = Literal["when_supported", "when_required"]
 
-_CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 60
+Addressing = Literal["auto", "path", "virtual"]
+Encryption = Literal["AES256", "aws:kms", "aws:kms:dsse"]
+
 _POOL_CONNECTIONS = 32
+_ENCRYPTED_CALLS = ("PutObject", "CopyObject", "CreateMultipartUpload")
 _ACCESS_CODES = {
     "401",
     "403",
@@ -44,6 +50,14 @@ _ACCESS_CODES = {
 
 class EndpointInvalidError(InputError):
     """The address of the object storage is not a URL."""
+
+
+class CaBundleError(InputError):
+    """The file of certificates to trust cannot be read."""
+
+
+class ProfileUnknownError(InputError):
+    """The AWS configuration files have no such profile."""
 
 
 class BucketNameError(InputError):
@@ -66,6 +80,33 @@ class StoreFailedError(ServiceError):
     """The endpoint answered with an error that is none of the above."""
 
 
+@dataclass(frozen=True)
+class Wire:
+    """How to speak to one S3 service; the defaults suit most.
+
+    Attributes:
+        addressing: `path` (http://host/bucket) or `virtual` (http://bucket.host); `auto` is
+            `virtual` for AWS and `path` for endpoints, which rarely have a DNS name per bucket.
+        encryption: Server-side encryption of every object written; None is the bucket's default.
+        kms_key_id: With `aws:kms` and `aws:kms:dsse`; None is the account's own key.
+        proxy_url: HTTP proxy; None is what HTTP_PROXY and HTTPS_PROXY say.
+        ca_bundle: File of certificates to trust instead of the system's.
+        profile: Section of the AWS configuration files to take credentials and region from.
+        connect_timeout_s, read_timeout_s: Of one try.
+        max_attempts: Tries of one request in all, with the waits of boto3's `standard` mode.
+    """
+
+    addressing: Addressing = "auto"
+    encryption: Encryption | None = None
+    kms_key_id: str | None = None
+    proxy_url: str | None = None
+    ca_bundle: Path | None = None
+    profile: str | None = None
+    connect_timeout_s: float = 10
+    read_timeout_s: float = 60
+    max_attempts: int = 5
+
+
 def make_client(
     *,
     endpoint_url: str | None,
@@ -73,7 +114,8 @@ def make_client(
     access_key_id: str | None = None,
     secret_access_key: SecretStr | None = None,
     checksums: Checksums = "when_supported",
-    max_attempts: int = 5,
+    max_attempts: int | None = None,
+    wire: Wire | None = None,
 ) -> S3Client:
     """Make the boto3 client that all of the store uses; safe to share between threads.
 
@@ -83,31 +125,40 @@ def make_client(
         checksums: `when_supported` sends a CRC with every request, as boto3 does by default.
             `when_required` is for services that do not know those headers (older Ceph, some
             gateways; boto3 issues 4392 and 4400). Blobs are verified by SHA-256 either way.
-        max_attempts: Tries of one request in all, with the waits of boto3's `standard` mode.
+        max_attempts: Instead of that of `wire`.
+        wire: See there.
 
     Raises:
         EndpointInvalidError: The endpoint is not a URL.
+        CaBundleError: There is no such file.
+        ProfileUnknownError: There is no such profile.
     """
+    wire = wire or Wire()
+    style: Addressing = wire.addressing
+    if style == "auto" and endpoint_url:
+        style = "path"
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": max_attempts},
-        connect_timeout=_CONNECT_TIMEOUT_S,
-        read_timeout=_READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": max_attempts or wire.max_attempts},
+        connect_timeout=wire.connect_timeout_s,
+        read_timeout=wire.read_timeout_s,
         max_pool_connections=_POOL_CONNECTIONS,
         request_checksum_calculation=checksums,
         response_checksum_validation=checksums,
-        # Services other than AWS rarely have a DNS name per bucket.
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        proxies={"http": wire.proxy_url, "https": wire.proxy_url} if wire.proxy_url else None,
+        s3={"addressing_style": style},
     )
     try:
         # A session of its own: boto3's default session must not be used from several threads.
-        client: S3Client = boto3.session.Session().client(
+        session = boto3.session.Session(profile_name=wire.profile)
+        client: S3Client = session.client(
             "s3",
             endpoint_url=endpoint_url,
-            region_name=region or "us-east-1",
+            region_name=region or session.region_name or "us-east-1",
             aws_access_key_id=access_key_id,
             aws_secret_access_key=secret_access_key.get_secret_value()
             if secret_access_key
             else None,
+            verify=str(_readable(wire.ca_bundle)) if wire.ca_bundle else None,
             config=config,
         )
     except ValueError as error:
@@ -117,8 +168,16 @@ def make_client(
             value=shown_endpoint(endpoint_url or ""),
             remedy="Write it with its scheme and port, such as http://127.0.0.1:8333",
         ) from error
+    except ProfileNotFound as error:
+        raise ProfileUnknownError(
+            "the AWS configuration files have no such profile",
+            field="profile",
+            value=wire.profile,
+            remedy="Correct the name, or add it to ~/.aws/config or ~/.aws/credentials",
+        ) from error
     except PartialCredentialsError as error:
         raise _access_error(shown_endpoint(endpoint_url or "AWS"), "half of them") from error
+    _encrypt_all(client, wire)
     return client
 
 
@@ -153,7 +212,7 @@ def translated(endpoint_url: str, bucket: str) -> Iterator[None]:
             value=bucket,
             remedy="Use 3 to 63 lower-case letters, digits, '-' and '.'",
         ) from error
-    except (BotoCoreError, RetriesExceededError) as error:
+    except (BotoCoreError, ResponseParserError, RetriesExceededError) as error:
         raise StoreUnreachableError(
             f"no answer from the object storage ({type(error).__name__})",
             field="endpoint_url",
@@ -192,3 +251,32 @@ def _access_error(endpoint: str, detail: str) -> StoreAccessError:
         remedy="Check the access key, the secret key, what they are allowed to do, and this "
         "machine's clock",
     )
+
+
+def _encrypt_all(client: S3Client, wire: Wire) -> None:
+    """Add the encryption to every request that writes, whoever of the store sends it.
+
+    boto3 asks its listeners for more parameters before it checks and signs a request.
+    """
+    if wire.encryption is None:
+        return
+    extra: dict[str, str] = {"ServerSideEncryption": wire.encryption}
+    if wire.kms_key_id:
+        extra["SSEKMSKeyId"] = wire.kms_key_id
+
+    def add(params: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return params | extra
+
+    for call in _ENCRYPTED_CALLS:
+        client.meta.events.register(f"provide-client-params.s3.{call}", add)
+
+
+def _readable(ca_bundle: Path) -> Path:
+    if not ca_bundle.is_file():
+        raise CaBundleError(
+            "there is no such file",
+            field="s3_ca_bundle",
+            value=str(ca_bundle),
+            remedy="Name a file of certificates in PEM form",
+        )
+    return ca_bundle

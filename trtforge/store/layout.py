@@ -12,6 +12,14 @@ from trtforge.errors import InputError
 
 MANIFESTS = "manifests/"
 ALIASES = "aliases/"
+PINS = "pins/"
+STAGES = "stages/"
+LEASES = "leases/"
+TIMING = "timing/"
+BLOBS = "blobs/"
+PROBES = "probes/"
+ANNOUNCEMENTS = "gc/announced/"
+SWEEP = "gc/sweep.json"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STAGE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -39,9 +47,11 @@ def blob_key(sha256: str) -> str:
 
 
 def stage_key(stage: str, key: str) -> str:
-    if not _STAGE.fullmatch(stage):
-        raise _invalid("stage", stage, "use lower-case letters, digits, '-' and '_'")
-    return f"stages/{stage}/{_hex('key', key)}.json"
+    return f"stages/{_stage(stage)}/{_hex('key', key)}.json"
+
+
+def lease_key(stage: str, key: str) -> str:
+    return f"{LEASES}{_stage(stage)}/{_hex('key', key)}.json"
 
 
 def manifest_key(engine_id: str) -> str:
@@ -64,6 +74,14 @@ def alias_name_of(key: str) -> AliasName:
     if len(parts) != 4 or not key.startswith(ALIASES) or not key.endswith(".json"):
         raise _invalid("key", key, "use aliases/<model>/<gpu>/<backend>/<alias>.json")
     return AliasName(*(unslug(part) for part in parts))
+
+
+def pin_key(engine_id: str) -> str:
+    return f"{PINS}{_hex('engine_id', engine_id)}.json"
+
+
+def announcement_key(token: str) -> str:
+    return f"{ANNOUNCEMENTS}{slug(token)}.json"
 
 
 def timing_key(toolchain_key: str) -> str:
@@ -124,6 +142,12 @@ def _piece(name: str, index: int) -> str:
     if _PLAIN.fullmatch(char) and not (char == "-" and set(neighbours) & {"-", "/"}):
         return char
     return "".join(f"~{byte:02X}" for byte in char.encode())
+
+
+def _stage(name: str) -> str:
+    if not _STAGE.fullmatch(name):
+        raise _invalid("stage", name, "use lower-case letters, digits, '-' and '_'")
+    return name
 
 
 def _hex(field: str, value: str) -> str:

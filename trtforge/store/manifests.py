@@ -1,17 +1,30 @@
 """Manifests: the immutable description of one published engine, named by what it describes."""
 
 import logging
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from trtforge.canonical import digest
+from trtforge.engines.base import Toolchain
 from trtforge.errors import BuildError, InputError, ServiceError
 from trtforge.files import FileRef
+from trtforge.store.announce import announced
 from trtforge.store.blobs import Blobs
 from trtforge.store.layout import MANIFESTS, engine_id_of, manifest_key
 from trtforge.store.objects import Bucket
@@ -29,6 +42,11 @@ _READS_AT_ONCE = 16
 _SHOWN = 5
 _SHOWN_DIGITS = 12
 _log = logging.getLogger(__name__)
+
+
+def _is_none(value: object) -> bool:
+    """For fields added later: left out when None, as in records written before they were kept."""
+    return value is None
 
 
 class ManifestConflictError(ServiceError):
@@ -84,9 +102,11 @@ class ManifestCore(Part):
     Attributes:
         spec: What was asked for.
         config: What took effect; toolchains clip and override what they are asked.
-        toolchain: Everything that decides where the engine is valid.
+        toolchain: Everything that decides where the engine is valid, as it was recorded;
+            `built_with` is the typed view.
         files: The files of the engine, in the order of their names.
-        gates: The gates it passed.
+        gates: The gates it passed, without the numbers measured: those differ between two
+            measurements of one engine, and are in the manifest's `evidence`.
     """
 
     model: ModelIdentity
@@ -104,30 +124,67 @@ class ManifestCore(Part):
             raise ValueError("two files have the same path")
         return tuple(sorted(files))
 
+    @property
+    def built_with(self) -> Toolchain:
+        """The toolchain that compiled it; what was not recorded is empty or None."""
+        return Toolchain.from_json(self.toolchain)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(ref.size_bytes for ref in self.files)
+
+    @property
+    def ranks(self) -> int:
+        """GPUs it runs on: tp x pp as asked for, 1 where the spec does not say."""
+        checkpoint = self.spec.get("checkpoint")
+        asked = checkpoint if isinstance(checkpoint, dict) else {}
+        sizes = [asked.get(name, 1) for name in ("tp", "pp")]
+        return math.prod(size for size in sizes if isinstance(size, int))
+
 
 class TimingCacheUse(Part):
-    """The timing cache the compiler was started with, and whether it knew this toolchain."""
+    """The timing cache the compiler was started with, and what it was good for.
+
+    Attributes:
+        sha256: None: there was none, or it was not to be used.
+        outcome: `hit` when the compiler reused something of it.
+        mode: `engine.timing_cache` of the build; None in manifests written before it was kept.
+        entries_before: What it knew, where the backend can tell.
+        entries_after: As `entries_before`, of the cache that the compiler left.
+    """
 
     sha256: str | None
     outcome: Literal["hit", "miss"]
+    mode: Literal["off", "read", "read-write"] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    entries_before: int | None = Field(default=None, exclude_if=lambda value: value is None)
+    entries_after: int | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Manifest(Record):
     """One published engine. Make one with `Manifest.of`.
 
     Attributes:
-        engine_id: Digest of the canonical JSON of `core`; checked whenever a manifest is made
-            or read (`ManifestIdError`).
+        engine_id: Digest of the canonical JSON of `core` as it was first written; checked
+            whenever a manifest is made or read (`ManifestIdError`). A manifest that was read is
+            written again with that very core, so fields added to `ManifestCore` later change no
+            id of before, and fields of newer writers stay under the id.
         timings: Seconds per stage.
         benchmark: Summary of the numbers measured, if any were.
+        evidence: The files of the measurement that the gates decided by; blobs of the store.
     """
 
     engine_id: str
     core: ManifestCore
     timings: dict[str, float] = Field(default_factory=dict)
     benchmark: dict[str, JsonValue] | None = None
+    # Left out when empty, as in manifests written before it was kept.
+    evidence: tuple[FileRef, ...] = Field(default=(), exclude_if=lambda files: not files)
     timing_cache: TimingCacheUse | None = None
     created_at: AwareDatetime = Field(default_factory=now)
+    _core_as_written: dict[str, Any] = PrivateAttr()
 
     @classmethod
     def of(
@@ -136,6 +193,7 @@ class Manifest(Record):
         *,
         timings: dict[str, float] | None = None,
         benchmark: dict[str, JsonValue] | None = None,
+        evidence: tuple[FileRef, ...] = (),
         timing_cache: TimingCacheUse | None = None,
     ) -> Self:
         """Describe an engine built now."""
@@ -144,19 +202,31 @@ class Manifest(Record):
             core=core,
             timings=timings or {},
             benchmark=benchmark,
+            evidence=evidence,
             timing_cache=timing_cache,
         )
 
-    @model_validator(mode="after")
-    def _id_is_digest_of_core(self) -> Self:
-        if self.engine_id != digest(self.core.model_dump(mode="json")):
+    @model_validator(mode="wrap")
+    @classmethod
+    def _id_is_digest_of_core(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        manifest = handler(data)
+        if not isinstance(data, Mapping):  # a manifest already, and so checked
+            return manifest
+        core = data["core"]
+        written = core if isinstance(core, dict) else manifest.core.model_dump(mode="json")
+        if manifest.engine_id != digest(written):
             raise ManifestIdError(
                 "the manifest's content does not give this id; it was changed after it was made",
                 field="engine_id",
-                value=self.engine_id,
+                value=manifest.engine_id,
                 remedy="Do not use this engine; publish it again from a build you trust",
             )
-        return self
+        manifest._core_as_written = written
+        return manifest
+
+    @field_serializer("core", when_used="json")
+    def _core(self, _: ManifestCore) -> dict[str, Any]:
+        return self._core_as_written
 
 
 class Manifests:
@@ -166,9 +236,16 @@ class Manifests:
         self._bucket = bucket
         self._blobs = blobs
 
-    def publish(self, manifest: Manifest) -> Manifest:
-        """See `Store.publish_manifest`."""
-        missing = self._blobs.missing(manifest.core.files)
+    def publish(self, manifest: Manifest, directory: Path | None = None) -> Manifest:
+        """See `Store.publish_manifest`; files that were swept since come from `directory`."""
+        files = (*manifest.core.files, *manifest.evidence)
+        with announced(self._bucket, engine_ids=[manifest.engine_id], files=files):
+            return self._publish(manifest, directory)
+
+    def _publish(self, manifest: Manifest, directory: Path | None) -> Manifest:
+        # Found present when it was to be uploaded, a file may have been swept since.
+        absent = self._blobs.missing(manifest.core.files)
+        missing = [ref for ref in absent if not self._upload_again(ref, directory)]
         if missing:
             raise BlobsNotUploadedError(
                 f"the store lacks {len(missing)} of the {len(manifest.core.files)} files of this "
@@ -190,6 +267,12 @@ class Manifests:
                 remedy="Somebody changed the bucket by hand: find out who, delete that object, "
                 "and publish again",
             ) from error
+
+    def _upload_again(self, ref: FileRef, directory: Path | None) -> bool:
+        if directory is None:
+            return self._blobs.put_cached(ref)
+        self._blobs.put_file(directory / ref.path, ref)
+        return True
 
     def get(self, engine_id: str) -> Manifest:
         """See `Store.get_manifest`."""

@@ -13,17 +13,20 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from botocore.exceptions import ClientError, IncompleteReadError, ResponseStreamingError
 
 from trtforge.errors import ServiceError
 from trtforge.store.client import S3Client, bucket_missing, error_code, shown_endpoint, translated
 from trtforge.store.layout import probe_key
+from trtforge.store.retry import PATIENCE_S, persist
 
 _READ_ATTEMPTS = 3
 _CONFLICT_ATTEMPTS = 8
 _SWAP_ATTEMPTS = 64
 _LONGEST_WAIT_S = 0.5
+_T = TypeVar("_T")
 NOT_FOUND = {"404", "NoSuchKey", "NotFound"}
 _LOST = {"412", "PreconditionFailed"} | NOT_FOUND
 _CONFLICT = {"409", "ConditionalRequestConflict", "OperationAborted"}
@@ -61,12 +64,16 @@ class Bucket:
     The first request of an instance asks whether the bucket exists, since some services create a
     missing bucket at the first write and a misspelt name would go unnoticed. The first
     conditional write asks whether the service means them.
+
+    Args:
+        patience_s: How long `persist` waits for a service that fails.
     """
 
-    def __init__(self, client: S3Client, name: str) -> None:
+    def __init__(self, client: S3Client, name: str, patience_s: float = PATIENCE_S) -> None:
         self.client = client
         self.name = name
         self.endpoint_url: str = client.meta.endpoint_url
+        self.patience_s = patience_s
         self._lock = threading.RLock()
         self._exists = False
         self._conditional = False
@@ -81,10 +88,20 @@ class Bucket:
             self._ensure_exists()
             yield
 
+    @property
+    def sends_checksums(self) -> bool:
+        """Whether the service is said to know the newer checksum headers."""
+        config = self.client.meta.config
+        return bool(config.request_checksum_calculation == "when_supported")
+
+    def persist(self, attempt: Callable[[], _T], stopped: threading.Event | None = None) -> _T:
+        """Repeat a request, inside `calling()`, while its failure may pass; see `retry.persist`."""
+        return persist(attempt, self.patience_s, stopped)
+
     def head(self, key: str) -> Head | None:
         with self.calling():
             try:
-                answer = self.client.head_object(Bucket=self.name, Key=key)
+                answer = self.persist(lambda: self.client.head_object(Bucket=self.name, Key=key))
             except ClientError as error:
                 if error_code(error) in NOT_FOUND:
                     return None

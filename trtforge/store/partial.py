@@ -1,21 +1,26 @@
 """Files and directories that appear under their name only when they are whole.
 
 Each is made beside its final name under a temporary one, which is locked (`flock`) while its
-writer lives. What a killed writer left is removed by the next one with the same final name.
+writer lives. What a killed writer left is removed by the next one with the same final name, or
+gone on with where that is asked for.
 """
 
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from trtforge.errors import BuildError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_log = logging.getLogger(__name__)
 
 
 class DiskFullError(BuildError):
@@ -33,12 +38,51 @@ def partial_file(final: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     with _naming_full_disk(final), _temporary(final, directory=False) as temporary:
-        with temporary.open("wb") as stream:
+        with temporary.open("w+b") as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
         temporary.replace(final)
+        _sync_directory(final.parent)
+
+
+@contextmanager
+def resumable_file(
+    final: Path, mode: int = 0o644, *, wanted: Callable[[], bool] = lambda: True
+) -> Iterator[BinaryIO | None]:
+    """Like `partial_file`, but goes on with what an earlier writer had when it died or gave up.
+
+    The stream is open for reading and writing, at its start. There is one writer at a time, in all
+    processes: others wait, and go on with what the first has left them. What is worthless is to be
+    truncated; an empty file is not kept.
+
+    Args:
+        wanted: Asked when it is our turn. If it says no, the block gets None.
+
+    Raises:
+        DiskFullError: The disk is full; `final` is as it was, and nothing is kept.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    path = final.with_name(f"{_prefix(final)}resume.partial")
+    with _naming_full_disk(final), os.fdopen(_claim(path, mode), "r+b") as stream:
+        if not wanted():
+            path.unlink()
+            yield None
+            return
+        try:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        except BaseException as error:
+            with suppress(OSError):
+                stream.flush()
+            full = isinstance(error, OSError) and error.errno in _FULL
+            if full or os.fstat(stream.fileno()).st_size == 0:
+                path.unlink(missing_ok=True)
+            raise
+        path.replace(final)
         _sync_directory(final.parent)
 
 
@@ -107,6 +151,23 @@ def _temporary(final: Path, *, directory: bool) -> Iterator[Path]:
         os.close(handle)
 
 
+def _claim(path: Path, mode: int) -> int:
+    """Open a file, making it when needed, and wait until its lock is ours."""
+    while True:
+        # Its owner may write, whatever the final mode: opening it again must be possible.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, mode | 0o200)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for another writer of %s", path.parent)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # While we waited, the file may have got its final name, or have been removed.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)
+
+
 def _sweep(final: Path) -> None:
     """Remove what dead writers of `final` left behind."""
     for leftover in final.parent.glob(f"{_prefix(final)}*.partial"):
@@ -132,7 +193,7 @@ def _naming_full_disk(final: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno not in _FULL:
             raise
         raise DiskFullError(
             "the disk is full",

@@ -1,4 +1,12 @@
-"""What all JSON objects of the store have in common: `format: 1`, and one way to read them."""
+"""What all JSON objects of the store have in common: `format: 1`, and one way to read them.
+
+How a format grows: a field that older readers may ignore is added with a default, and `format`
+stays. So readers keep fields they do not know, and write them back with the rest; machines with
+different versions of trtforge share a bucket. `format` goes up when an older reader would
+misunderstand; then older readers refuse (`UnknownFormatError`).
+
+`trtforge.store.schemas` writes the JSON Schemas of all records, in docs/schemas.
+"""
 
 import json
 from datetime import UTC, datetime
@@ -23,9 +31,9 @@ class RecordInvalidError(ServiceError):
 
 
 class Part(BaseModel):
-    """Base of what records are made of: immutable, no unknown fields."""
+    """Base of what records are made of: immutable; fields of newer writers are kept."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
 
 class Record(Part):

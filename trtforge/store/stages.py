@@ -1,15 +1,19 @@
 """Stage records: what a stage made of its inputs, found again by the key of those inputs."""
 
 import logging
+from contextlib import suppress
+from datetime import timedelta
 
 from pydantic import AwareDatetime, Field, JsonValue
 
+from trtforge.errors import ServiceError
 from trtforge.files import FileRef
 from trtforge.store.blobs import Blobs
 from trtforge.store.layout import stage_key
-from trtforge.store.objects import Bucket
+from trtforge.store.objects import Bucket, ConditionalWritesError
 from trtforge.store.records import Record, RecordInvalidError, Sha256, now, parse_record
 
+_FRESH = timedelta(days=1)
 _log = logging.getLogger(__name__)
 
 
@@ -43,8 +47,14 @@ class Stages:
 
     def get(self, stage: str, key: str) -> StageResult | None:
         """See `Store.get_stage`."""
-        stored = self._bucket.get(stage_key(stage, key))
-        return self._usable(stage, key, stored.data) if stored else None
+        where = stage_key(stage, key)
+        stored = self._bucket.get(where)
+        result = self._usable(stage, key, stored.data) if stored else None
+        if stored and result and now() - result.created_at > _FRESH:
+            # `gc` goes by when the object was written. Who may only read leaves it as it is.
+            with suppress(ServiceError):
+                self._bucket.swap(where, stored.data, stored.etag)
+        return result
 
     def put(self, result: StageResult, *, replace: bool = False) -> StageResult:
         """See `Store.put_stage`."""
@@ -57,7 +67,15 @@ class Stages:
             kept = first or result
             return None if first or data == wanted else wanted
 
-        self._bucket.update(stage_key(result.stage, result.key), decide)
+        where = stage_key(result.stage, result.key)
+        try:
+            self._bucket.update(where, decide)
+        except ConditionalWritesError:
+            # Whoever comes last wins then. Both did the same work, so nothing is lost by it.
+            current = self._bucket.get(where)
+            wanted = decide(current.data if current else None)
+            if wanted is not None:
+                self._bucket.put(where, wanted)
         return kept
 
     def _usable(self, stage: str, key: str, data: bytes) -> StageResult | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trtforge.engines.aoti.compile_cache import CompileCache, Entry
+from trtforge.engines.aoti.compile_cache import CompileCache, CompileCacheFormat, Entry
 
 PREFILL = Entry("prefill", 12.5, {"a.so": b"machine code", "a.cpp": b"source", "empty": b""})
 DECODE = Entry("decode", 8.0, {"b.so": bytes(range(256)) * 4})
@@ -190,3 +190,75 @@ class TestLimit:
         cache.put("new", DECODE)
         assert cache.get("0") == PREFILL
         assert cache.get("1") is None
+
+
+class TestToolchain:
+    def test_what_another_toolchain_compiled_is_not_used(self, tmp_path: Path) -> None:
+        file = tmp_path / "model.cache"
+        CompileCache(dict(KEYS), "torch-2.13").save(file)
+        loaded, complaint = CompileCache.load(file, "torch-2.14")
+        assert (len(loaded), loaded.toolchain) == (0, "torch-2.14")
+        assert complaint == "cache of another toolchain, using a fresh one"
+        loaded, complaint = CompileCache.load(file, "torch-2.13")
+        assert (len(loaded), complaint) == (2, "")
+
+    def test_a_cache_of_before_toolchains_were_written_down_is_used(self, file: Path) -> None:
+        loaded, complaint = CompileCache.load(file, "torch-2.13")
+        assert (len(loaded), complaint) == (2, "")
+        loaded.save(file)
+        assert index_of(file)["toolchain"] == "torch-2.13"
+
+
+def numbered(*numbers: int) -> CompileCache:
+    """A cache with an entry for each number, the last one the newest."""
+    return CompileCache({str(n): Entry(f"graph {n}", 1.0, {"a.so": b"%d" % n}) for n in numbers})
+
+
+class TestMerge:
+    @given(mine=st.sets(st.integers(0, 40)), theirs=st.sets(st.integers(0, 40)))
+    def test_everything_that_was_in_either_is_in_both_together(
+        self, mine: set[int], theirs: set[int]
+    ) -> None:
+        merged = numbered(*mine).merged(numbered(*theirs))
+        assert len(merged) == len(mine | theirs)
+        for number in mine | theirs:
+            entry = merged.get(str(number))
+            assert entry
+            assert entry.files == {"a.so": b"%d" % number}
+
+    def test_of_too_many_the_oldest_of_both_are_dropped(self) -> None:
+        merged = numbered(*range(64)).merged(numbered(*range(100, 164)))
+        assert len(merged) == 64
+        assert all(merged.get(str(n)) for n in (*range(32, 64), *range(132, 164)))
+
+    def test_of_two_entries_for_one_graph_one_is_kept_whole(self) -> None:
+        merged = CompileCache({"k": PREFILL}).merged(CompileCache({"k": DECODE}))
+        assert (len(merged), merged.get("k")) == (1, PREFILL)
+
+    def test_merging_with_itself_changes_no_byte(self, file: Path, tmp_path: Path) -> None:
+        merged = tmp_path / "merged.cache"
+        assert CompileCacheFormat().merge(file, file, merged) == ""
+        assert merged.read_bytes() == file.read_bytes()
+
+    def test_files_are_counted_and_merged(self, file: Path, tmp_path: Path) -> None:
+        other, merged = tmp_path / "other.cache", tmp_path / "merged.cache"
+        CompileCache({"3" * 64: DECODE}, "torch-2.13").save(other)
+        form = CompileCacheFormat()
+        assert form.merge(file, other, merged) == ""
+        assert (form.count(file), form.count(other), form.count(merged)) == (2, 1, 3)
+        assert index_of(merged)["toolchain"] == "torch-2.13"
+
+    def test_rubbish_counts_as_nothing_and_is_told(self, file: Path, tmp_path: Path) -> None:
+        other, merged = tmp_path / "other.cache", tmp_path / "merged.cache"
+        other.write_bytes(b"rubbish")
+        form = CompileCacheFormat()
+        assert form.count(other) is None
+        assert form.merge(file, other, merged).startswith("unreadable cache")
+        assert merged.read_bytes() == file.read_bytes()
+
+    def test_what_another_toolchain_compiled_is_left_out(self, tmp_path: Path) -> None:
+        mine, theirs, merged = (tmp_path / name for name in ("mine", "theirs", "merged"))
+        CompileCache({"1" * 64: PREFILL}, "torch-2.13").save(mine)
+        CompileCache({"2" * 64: DECODE}, "torch-2.14").save(theirs)
+        assert "another toolchain" in CompileCacheFormat().merge(mine, theirs, merged)
+        assert merged.read_bytes() == mine.read_bytes()

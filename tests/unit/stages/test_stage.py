@@ -15,7 +15,8 @@ from filelock import FileLock
 from trtforge.files import describe_directory
 from trtforge.progress import OnProgress, Progress, StageEvent, listening
 from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage, stage_key
-from trtforge.store import StageResult
+from trtforge.store import StageResult, Store
+from trtforge.store.leases import Leases
 
 INPUTS: dict[str, Any] = {"weights": "3f", "dtype": "bfloat16"}
 KEY = stage_key("convert", INPUTS)
@@ -197,3 +198,124 @@ def test_what_killed_runs_of_other_stages_left_goes_after_a_day(shop: Workshop) 
         done.set()
         worker.join()
     assert {path.name for path in scratch_left(shop)} == {"compile-recent", "compile-working"}
+
+
+@pytest.fixture
+def elsewhere(shop: Workshop, s3: Any, tmp_path: Path) -> Workshop:
+    """Another machine's workshop on the same bucket; both look at a lease ten times a second."""
+    other = replace(
+        shop,
+        store=Store(shop.store.bucket.client, s3.bucket, tmp_path / "other-cache"),
+        work_root=tmp_path / "other-work",
+        run_id="run-elsewhere",
+    )
+    for store in (shop.store, other.store):
+        store.leases = Leases(store.bucket, poll_s=(0.1, 0.1))
+    return other
+
+
+class Worker(Converter):
+    """A converter that goes on when it is told to."""
+
+    def __init__(self, *, fails: Exception | None = None) -> None:
+        super().__init__(fails=fails)
+        self.working, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, scratch: Path, on_progress: OnProgress) -> Made:
+        self.working.set()
+        assert self.go_on.wait(30)
+        return super().__call__(scratch, on_progress)
+
+
+class TestBuildersOnSeveralMachines:
+    def test_a_stage_that_is_being_made_elsewhere_is_waited_for_and_found(
+        self, shop: Workshop, elsewhere: Workshop, stored: Callable[[], set[str]]
+    ) -> None:
+        theirs, mine = Worker(), Converter()
+        events: list[StageEvent] = []
+
+        def listen(event: StageEvent) -> None:
+            events.append(event)
+            if event.progress and event.progress.what.startswith("waiting"):
+                theirs.go_on.set()
+
+        with ThreadPoolExecutor(1) as pool, listening(listen):
+            other = pool.submit(run, elsewhere, theirs)
+            assert theirs.working.wait(30)
+            outcome = run(shop, mine)
+            assert outcome.hit
+            assert outcome.result == other.result().result
+        assert mine.calls == []
+        waits = {e.progress.what for e in events if e.progress and "waiting" in e.progress.what}
+        [line] = waits
+        assert "run run-elsewhere" in line
+        assert line.endswith("to finish convert")
+        assert not any(key.startswith("leases/") for key in stored())
+
+    def test_one_that_fails_elsewhere_is_made_here(
+        self, shop: Workshop, elsewhere: Workshop
+    ) -> None:
+        theirs, mine = Worker(fails=RuntimeError("no room")), Converter()
+
+        def listen(event: StageEvent) -> None:
+            if event.progress and event.progress.what.startswith("waiting"):
+                theirs.go_on.set()
+
+        with ThreadPoolExecutor(1) as pool, listening(listen):
+            other = pool.submit(run, elsewhere, theirs)
+            assert theirs.working.wait(30)
+            assert not run(shop, mine).hit
+            with pytest.raises(RuntimeError, match="no room"):
+                other.result()
+        assert len(mine.calls) == 1
+
+    def test_a_forced_build_waits_too_and_makes_it_again(
+        self, shop: Workshop, elsewhere: Workshop
+    ) -> None:
+        theirs, mine = Worker(), Converter()
+
+        def listen(event: StageEvent) -> None:
+            if event.progress and event.progress.what.startswith("waiting"):
+                assert mine.calls == []
+                theirs.go_on.set()
+
+        with ThreadPoolExecutor(1) as pool, listening(listen):
+            other = pool.submit(run, elsewhere, theirs)
+            assert theirs.working.wait(30)
+            forced = run(replace(shop, force=True), mine)
+            assert not other.result().hit
+        assert not forced.hit
+        assert shop.store.get_stage("convert", KEY) == forced.result
+
+    def test_the_time_spent_waiting_is_not_the_time_the_stage_takes(
+        self, shop: Workshop, elsewhere: Workshop
+    ) -> None:
+        theirs = Worker()
+
+        def listen(event: StageEvent) -> None:
+            if event.progress and event.progress.what.startswith("waiting"):
+                time.sleep(0.5)
+                theirs.go_on.set()
+
+        with ThreadPoolExecutor(1) as pool, listening(listen):
+            other = pool.submit(run, elsewhere, theirs)
+            assert theirs.working.wait(30)
+            mine = run(replace(shop, force=True), Converter())
+            other.result()
+        assert mine.seconds - mine.result.seconds >= 0.5
+
+
+def test_a_build_of_the_same_home_is_waited_for_and_told_so(shop: Workshop) -> None:
+    first, told = Worker(), []
+
+    def listen(event: StageEvent) -> None:
+        if event.progress and event.progress.what.startswith("waiting"):
+            told.append(event.progress.what)
+            first.go_on.set()
+
+    with ThreadPoolExecutor(1) as pool, listening(listen):
+        other = pool.submit(run, shop, first)
+        assert first.working.wait(30)
+        assert run(shop, Converter()).hit
+        other.result()
+    assert told == ["waiting for a build of this home to finish convert"]

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from trtforge.store import AliasChange, AliasName, Manifest, Store
-from trtforge.store.aliases import HISTORY
+from trtforge.store.aliases import (
+    HISTORY,
+    AliasAmbiguousError,
+    AliasMovedError,
+    AliasUnknownError,
+    NothingToRollBackToError,
+    RollBack,
+)
 from trtforge.store.layout import alias_key
 from trtforge.store.manifests import EngineUnknownError
 
@@ -125,3 +132,65 @@ def test_aliases_are_listed_by_their_real_names(store: Store, publish: Publish) 
     }
     assert {record.engine_id for _, record in store.list_aliases("org/model")} == {engine_id}
     assert list(store.list_aliases("org/none")) == []
+
+
+def test_rolling_back_leads_to_the_engine_before_and_twice_leads_back(
+    store: Store, publish: Publish
+) -> None:
+    one, two, three = (publish(name).engine_id for name in ("one", "two", "three"))
+    for engine_id in (one, two, three):
+        store.set_alias(LATEST, engine_id, by="run")
+    assert store.aliases.roll_back(LATEST, by="alice") == RollBack(two, three, True)
+    assert store.aliases.roll_back(LATEST, by="alice") == RollBack(three, two, True)
+    assert store.aliases.roll_back(LATEST, by="alice", to=one) == RollBack(one, three, True)
+    assert store.aliases.roll_back(LATEST, by="alice", to=one) == RollBack(one, three, False)
+    record = store.get_alias(LATEST)
+    assert record
+    assert [move.engine_id for move in record.history] == [one, two, three, two, three, one]
+
+
+def test_there_may_be_nothing_to_roll_back_to(store: Store, publish: Publish) -> None:
+    with pytest.raises(AliasUnknownError, match="there are: none"):
+        store.aliases.roll_back(LATEST, by="alice")
+    store.set_alias(LATEST, publish("one").engine_id, by="run")
+    with pytest.raises(NothingToRollBackToError, match="--to"):
+        store.aliases.roll_back(LATEST, by="alice")
+    with pytest.raises(EngineUnknownError):
+        store.aliases.roll_back(LATEST, by="alice", to="0" * 64)
+
+
+def test_two_who_roll_back_the_same_mistake_do_not_undo_each_other(
+    store: Store, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = publish("one").engine_id, publish("two").engine_id
+    store.set_alias(LATEST, one, by="run")
+    store.set_alias(LATEST, two, by="run")
+    read = store.aliases.get
+
+    def read_before_bob(name: AliasName) -> object:
+        seen = read(name)
+        monkeypatch.undo()
+        store.aliases.roll_back(name, by="bob")
+        return seen
+
+    monkeypatch.setattr(store.aliases, "get", read_before_bob)
+    with pytest.raises(AliasMovedError, match=f"at engine {one[:12]} now .moved by bob"):
+        store.aliases.roll_back(LATEST, by="alice")
+    record = store.get_alias(LATEST)
+    assert record
+    assert record.engine_id == one
+
+
+def test_an_alias_is_found_without_gpu_and_backend_where_there_is_one(
+    store: Store, publish: Publish
+) -> None:
+    engine_id = publish("one").engine_id
+    other = AliasName("org/model", "NVIDIA L4", "trtllm", "latest")
+    store.set_alias(LATEST, engine_id, by="run")
+    assert store.aliases.find("org/model", "latest") == LATEST
+    store.set_alias(other, engine_id, by="run")
+    with pytest.raises(AliasAmbiguousError, match="--gpu 'NVIDIA L4' --backend trtllm"):
+        store.aliases.find("org/model", "latest")
+    assert store.aliases.find("org/model", "latest", gpu="NVIDIA L4") == other
+    with pytest.raises(AliasUnknownError, match="'latest' of 'org/model'"):
+        store.aliases.find("org/model", "prod")

@@ -1,5 +1,6 @@
 """A manifest is published once, after its blobs, and says exactly what its id promises."""
 
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,3 +151,40 @@ def test_an_unknown_engine_is_answered_with_those_that_exist(
     with pytest.raises(EngineUnknownError, match=manifest.engine_id[:12]) as caught:
         store.get_manifest(wanted)
     assert "trtforge list" in str(caught.value)
+
+
+def test_a_manifest_stays_itself_through_json_pickle_and_copies(
+    store: Store, publish: Publish
+) -> None:
+    manifest = publish("org/model")
+    for same in (
+        Manifest.model_validate(manifest.model_dump(mode="json")),
+        Manifest.model_validate_json(manifest.model_dump_json()),
+        pickle.loads(pickle.dumps(manifest)),
+        manifest.model_copy(),
+    ):
+        assert same == manifest
+        assert same.to_bytes() == manifest.to_bytes()
+    assert store.publish_manifest(same) == manifest
+
+
+def test_measuring_again_gives_new_evidence_and_the_same_engine(
+    make_manifest: MakeManifest,
+) -> None:
+    core = make_manifest([FileRef("a", 1, "1" * 64)]).core
+    one = Manifest.of(core, evidence=(FileRef("report.json", 1, "2" * 64),))
+    two = Manifest.of(core, evidence=(FileRef("report.json", 1, "3" * 64),))
+    assert one.engine_id == two.engine_id
+    assert one.evidence != two.evidence
+    assert b"evidence" not in Manifest.of(core).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "ranks"), [({"tp": 4, "pp": 2}, 8), ({"tp": 2}, 2), ({}, 1), (None, 1)]
+)
+def test_an_engine_has_as_many_ranks_as_its_spec_asked_for(
+    make_manifest: MakeManifest, checkpoint: Any, ranks: int
+) -> None:
+    core = make_manifest([FileRef("a", 1, "1" * 64)]).core
+    spec = {} if checkpoint is None else {"checkpoint": checkpoint}
+    assert core.model_copy(update={"spec": spec}).ranks == ranks

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from trtforge.engines.base import BuildOutcome, OnLog, RunOutcome, Toolchain
+from trtforge.engines.aoti.compile_cache import CompileCacheFormat
+from trtforge.engines.base import (
+    BuildOutcome,
+    CacheFormat,
+    OnLog,
+    RunOutcome,
+    Toolchain,
+    image_digest,
+)
 from trtforge.engines.driver_process import RUN_ENVIRONMENT, DriverFailedError, run_driver
 from trtforge.errors import BuildError, InputError
 from trtforge.files import describe_directory
@@ -35,6 +43,7 @@ class AotiBackend:
     """
 
     name = "aoti"
+    cache_format: CacheFormat | None = CompileCacheFormat()
 
     def __init__(self, python: Path = Path(sys.executable)) -> None:
         self._python = python
@@ -69,7 +78,7 @@ class AotiBackend:
         try:
             found = run_driver(
                 f"{_PACKAGE}.probe_driver",
-                {"device": _device(engine)},
+                {"device": _device(engine), "image_digest": image_digest()},
                 work_dir=work_dir,
                 timeout_s=_PROBE_TIMEOUT_S,
                 python=self._python,
@@ -146,7 +155,7 @@ class AotiBackend:
             steps=tuple(result["graphs"]),
             seconds=result["seconds"],
             peak_rss_bytes=result["peak_rss_bytes"],
-            warnings=tuple(result["warnings"]),
+            warnings=tuple(f"model.cache: {warning}" for warning in result["warnings"]),
         )
 
     def run(

@@ -49,9 +49,9 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     shape = LayerShape.from_checkpoint(config)
     device = request["device"]
 
-    cache, complaint = CompileCache(), ""
+    cache, complaint = CompileCache(toolchain=request["toolchain_key"]), ""
     if request["cache_in"]:
-        cache, complaint = CompileCache.load(Path(request["cache_in"]))
+        cache, complaint = CompileCache.load(Path(request["cache_in"]), request["toolchain_key"])
     code = _sha256(Path(__file__).with_name("graphs.py").read_bytes())
     keys = {
         name: _sha256(
@@ -131,10 +131,12 @@ def _refuse_what_is_not_supported(config: dict[str, Any]) -> None:
             f"rotary scaling {kind!r} is not known to the aoti backend",
             "It knows default, linear and llama3",
         )
-    if config["hidden_act"] != "silu" or config.get("qk_layernorm"):
+    normalised = config.get("qk_layernorm") or config.get("qwen_type", "qwen2") != "qwen2"
+    if config["hidden_act"] != "silu" or normalised:
         raise DriverError(
             "layer-shape",
-            f"activation {config['hidden_act']!r} or qk_layernorm is not known to aoti",
+            f"activation {config['hidden_act']!r}, or the normalised queries and keys of "
+            f"{config['architecture']}, are not known to aoti",
             "It compiles LLaMA-shaped layers with silu",
         )
 

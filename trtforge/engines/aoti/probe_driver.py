@@ -6,7 +6,6 @@ in `torch/version.py`. The GPU is asked through `nvidia-smi`.
 
 import importlib.util
 import platform
-import re
 import runpy
 import shutil
 import subprocess
@@ -14,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trtforge.engines.driver_main import DriverError, Report, drive
-
-# CPU features that change the code a compiler with -march=native emits for these graphs.
-_ISA_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+from trtforge.engines.processor import describe_processor
 
 
 def probe(request: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -39,7 +36,7 @@ def probe(request: dict[str, Any], report: Report) -> dict[str, Any]:
         "driver_version": gpu["driver_version"] if gpu else None,
         "gpu_name": gpu["name"] if gpu else None,
         "compute_capability": gpu["compute_capability"] if gpu else None,
-        "cpu": f"{platform.machine()} {' '.join(_cpu_features())}".strip(),
+        "cpu": describe_processor(),
         "compiler": _compiler(),
         "os": platform.system().lower(),
         "arch": platform.machine(),
@@ -79,16 +76,6 @@ def _first_gpu() -> "dict[str, str] | None":
         "driver_version": driver_version,
         "compute_capability": capability,
     }
-
-
-def _cpu_features() -> "list[str]":
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    present = set(match.group(1).split()) if match else set()
-    return [flag for flag in _ISA_FLAGS if flag in present]
 
 
 def _compiler() -> str:

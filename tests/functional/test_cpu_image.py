@@ -1,0 +1,183 @@
+"""The CPU image, really built and run: a worker in a container builds an engine.
+
+Needs a Docker engine that reaches this machine's package index; skipped where none answers, or
+where the base image can neither be found nor fetched. TEST_PYTHON_IMAGE names another base than the
+Dockerfile's, for machines without a registry; TEST_CPU_IMAGE an image that is built already.
+"""
+
+import importlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from forge import tiny_spec
+from models import write_tiny_model
+
+from trtforge.errors import TrtforgeError
+from trtforge.images import build_image, open_docker
+from trtforge.stack import StackInfo
+from trtforge.stack import state as stack_state
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+_ROOT = Path(__file__).parents[2]
+_UID = 10001
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    try:
+        client = open_docker()
+    except TrtforgeError as error:
+        pytest.skip(str(error))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def image(engine: Any) -> str:
+    if ready := os.environ.get("TEST_CPU_IMAGE"):
+        return ready
+    dockerfile = (_ROOT / "docker" / "Dockerfile.cpu").read_text()
+    usual = re.search(r"^ARG PYTHON_IMAGE=(\S+)", dockerfile, re.MULTILINE)
+    assert usual
+    base = os.environ.get("TEST_PYTHON_IMAGE", usual[1])
+    _require(engine, base)
+    built = build_image(
+        engine,
+        "cpu",
+        context=_ROOT,
+        tag="trtforge/cpu:functional-test",
+        build_args={"PYTHON_IMAGE": base},
+        network="host",
+    )
+    return built.image_id
+
+
+@pytest.fixture(scope="module")
+def shared(stack: StackInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What containers get to see: a model, and the secret key in a file."""
+    state = stack_state.read(stack.home)
+    assert state is not None
+    directory = tmp_path_factory.mktemp("shared")
+    for parent in (directory, *directory.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    for file in write_tiny_model(directory / "tiny", seed=7).iterdir():
+        file.chmod(0o644)
+    (directory / "s3_secret_access_key").write_text(state.s3.secret_access_key)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def options(stack: StackInfo, shared: Path) -> dict[str, Any]:
+    """How the services of compose.yaml are started, on this machine's network."""
+    state = stack_state.read(stack.home)
+    assert state is not None
+    return {
+        "network_mode": "host",
+        "init": True,
+        "volumes": {str(shared): {"bind": "/shared", "mode": "ro"}},
+        "environment": {
+            "PREFECT_API_URL": stack.prefect_api_url,
+            "TRTFORGE_S3_ENDPOINT_URL": stack.s3_endpoint_url,
+            "TRTFORGE_S3_BUCKET": stack.s3_bucket,
+            "TRTFORGE_S3_REGION": stack.s3_region,
+            "TRTFORGE_S3_ACCESS_KEY_ID": state.s3.access_key_id,
+            "TRTFORGE_S3_SECRET_ACCESS_KEY_FILE": "/shared/s3_secret_access_key",
+            "TRTFORGE_IMAGE_DIGEST": f"sha256:{'0' * 64}",
+        },
+    }
+
+
+def test_it_runs_as_somebody_without_rights_over_its_own_files(engine: Any, image: str) -> None:
+    said = engine.containers.run(
+        image,
+        ["sh", "-c", "id -u; touch /opt/trtforge/new 2>/dev/null || echo read-only"],
+        remove=True,
+    )
+    assert said.decode().split() == [str(_UID), "read-only"]
+
+
+def test_it_has_every_file_of_the_package(engine: Any, image: str) -> None:
+    listing = (
+        "import pathlib, trtforge; root = pathlib.Path(trtforge.__file__).parent; "
+        "print(*sorted(str(p.relative_to(root)) for p in root.rglob('*') "
+        "if p.is_file() and p.suffix != '.pyc'), sep='\\n')"
+    )
+    installed = (
+        engine.containers.run(image, ["python3", "-c", listing], remove=True).decode().split()
+    )
+    root = _ROOT / "trtforge"
+    data = [
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".py")
+    ]
+    assert set(data) <= set(installed)
+
+
+def test_a_worker_in_a_container_builds_an_engine(
+    engine: Any, image: str, options: dict[str, Any], stack: StackInfo
+) -> None:
+    compose = yaml.safe_load((_ROOT / "docker" / "compose.yaml").read_text())
+    set_up = compose["services"]["set-up"]["command"]
+    engine.containers.run(image, set_up, remove=True, **options)
+
+    worker = engine.containers.run(image, detach=True, **options)
+    try:
+        run_id = _start(stack, tiny_spec(Path("/shared/tiny")))
+        state = _end_of(stack, run_id, worker)
+        assert state["type"] == "COMPLETED", worker.logs(tail=60).decode()
+        worker.reload()
+        assert worker.attrs["State"]["Health"]["Status"] == "healthy"
+        assert _secret(stack) not in worker.logs().decode()
+        assert _secret(stack) not in str(worker.attrs["Config"])
+    finally:
+        worker.remove(force=True, v=True)
+
+
+def _require(engine: Any, base: str) -> None:
+    errors = importlib.import_module("docker.errors")
+    try:
+        engine.images.get(base)
+    except errors.ImageNotFound:
+        try:
+            engine.images.pull(base)
+        except errors.APIError as error:
+            pytest.skip(f"the base image cannot be fetched: {error.explanation}")
+
+
+def _start(stack: StackInfo, spec: dict[str, Any]) -> str:
+    found = httpx.get(f"{stack.prefect_api_url}/deployments/name/build-engine/cpu", timeout=30)
+    made = httpx.post(
+        f"{stack.prefect_api_url}/deployments/{found.json()['id']}/create_flow_run",
+        json={"parameters": {"spec": spec}},
+        timeout=30,
+    )
+    made.raise_for_status()
+    return str(made.json()["id"])
+
+
+def _end_of(stack: StackInfo, run_id: str, worker: Any) -> dict[str, Any]:
+    deadline = time.monotonic() + 900
+    while True:
+        answer = httpx.get(f"{stack.prefect_api_url}/flow_runs/{run_id}", timeout=30)
+        state: dict[str, Any] = answer.json()["state"]
+        if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+            return state
+        worker.reload()
+        assert worker.status == "running", worker.logs(tail=60).decode()
+        assert time.monotonic() < deadline, worker.logs(tail=60).decode()
+        time.sleep(2)
+
+
+def _secret(stack: StackInfo) -> str:
+    state = stack_state.read(stack.home)
+    assert state is not None
+    return state.s3.secret_access_key

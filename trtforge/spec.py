@@ -16,14 +16,17 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from trtforge.engines.trtllm import versions as trtllm_versions
 from trtforge.errors import InputError
 
 AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 OptionValue = bool | int | float | str
+TimingCacheMode = Literal["off", "read", "read-write"]
 
 
 class SpecError(InputError):
@@ -94,46 +97,119 @@ class ModelSpec(_Part):
 class CheckpointSpec(_Part):
     """How the weights become a TensorRT-LLM checkpoint."""
 
-    dtype: Literal["bfloat16"] = Field(
+    dtype: Literal["bfloat16", "float16"] = Field(
         default="bfloat16", description="Type of the weights", json_schema_extra=_at(0)
     )
     tp: int = Field(default=1, ge=1, description="Tensor-parallel ranks", json_schema_extra=_at(1))
     pp: int = Field(
         default=1, ge=1, description="Pipeline-parallel ranks", json_schema_extra=_at(2)
     )
+    use_parallel_embedding: bool = Field(
+        default=False,
+        description="Split the input embedding over the tensor-parallel ranks too",
+        json_schema_extra=_at(3),
+    )
+    embedding_sharding_dim: Literal[0, 1] = Field(
+        default=0,
+        description="Which dimension of a parallel embedding is split: 0 the vocabulary, 1 hidden",
+        json_schema_extra=_at(4),
+    )
+    target: Literal["1.2", "1.1", "1.0", "0.16"] = Field(
+        default="1.2",
+        description="Release of TensorRT-LLM that will load the checkpoint",
+        json_schema_extra=_at(5),
+    )
+    tool: Literal["trtforge", "upstream"] = Field(
+        default="trtforge",
+        description="trtforge: the built-in converter, for Llama, Mistral and Qwen; upstream: the "
+        "release's own convert_checkpoint.py, for other architectures",
+        json_schema_extra=_at(6),
+    )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target_is_text(cls, value: Any) -> Any:
+        # YAML takes an unquoted 1.2 for a number.
+        return str(value) if isinstance(value, float) else value
 
 
 class EngineSpec(_Part):
     """What the engine must be able to do."""
 
-    backend: Literal["aoti"] = Field(
+    backend: Literal["aoti", "trtllm"] = Field(
         default="aoti",
-        description="aoti: PyTorch AOTInductor, on a CPU or a CUDA GPU",
+        description="aoti: PyTorch AOTInductor, on a CPU or a CUDA GPU; trtllm: TensorRT-LLM, on "
+        "an NVIDIA GPU",
         json_schema_extra=_at(0),
     )
+    version: str = Field(
+        default="",
+        description=f"Release of TensorRT-LLM: {', '.join(trtllm_versions.SUPPORTED)}; empty for "
+        "trtllm: the first of these. aoti takes the PyTorch that is installed",
+        # An engine of a backend without releases is the one it was before there was this field.
+        exclude_if=lambda version: not version,
+        json_schema_extra=_at(1),
+    )
     max_batch_size: int = Field(
-        default=4, ge=1, le=4096, description="Sequences at once", json_schema_extra=_at(1)
+        default=4, ge=1, le=4096, description="Sequences at once", json_schema_extra=_at(2)
     )
     max_input_len: int = Field(
-        default=384, ge=2, description="Tokens in one prompt", json_schema_extra=_at(2)
+        default=384, ge=2, description="Tokens in one prompt", json_schema_extra=_at(3)
     )
     max_seq_len: int = Field(
         default=512,
         ge=3,
         description="Tokens in one sequence, prompt and output together",
-        json_schema_extra=_at(3),
+        json_schema_extra=_at(4),
     )
     max_num_tokens: int = Field(
         default=1024,
         ge=2,
         description="Tokens in one forward pass, over all sequences",
-        json_schema_extra=_at(4),
+        json_schema_extra=_at(5),
     )
     options: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="Options of the backend; aoti: device (auto, cpu, cuda), threads (0 = all)",
-        json_schema_extra=_at(5),
+        description="Options of the backend; aoti: device (auto, cpu, cuda), threads (0 = all); "
+        "trtllm: those of the release's trtllm-build, without the dashes",
+        json_schema_extra=_at(6),
     )
+    # How quickly the engine is built, not what it is: part of no stage's key and no engine's id.
+    timing_cache: TimingCacheMode = Field(
+        default="read-write",
+        title="Timing cache",
+        description="The model.cache that all builds with this toolchain share. read-write: start "
+        "from it and add to it; read: start from it only; off: compile cold and share nothing. An "
+        "engine that the store has is found in every mode",
+        json_schema_extra=_at(7),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_release(cls, data: Any) -> Any:
+        """An empty release means the default one: what is kept of a build names it."""
+        if not isinstance(data, Mapping) or data.get("backend") != "trtllm":
+            return data
+        version = data.get("version", "")
+        # YAML takes an unquoted 1.2 for a number; it is refused as the release it looks like.
+        text = str(version) if isinstance(version, float) else version
+        return {**data, "version": trtllm_versions.DEFAULT if text == "" else text}
+
+    @model_validator(mode="after")
+    def _release_is_supported(self) -> Self:
+        if self.backend == "trtllm":
+            try:
+                trtllm_versions.release(self.version)
+            except InputError as error:
+                raise _FoundError("version", self.version, error.problem, error.remedy) from error
+        elif self.version:
+            raise _FoundError(
+                "version",
+                self.version,
+                f"the backend {self.backend} has no releases to choose from",
+                "Leave it out: the PyTorch of the toolchain is used",
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -261,6 +337,35 @@ class BuildSpec(_Part):
     def concurrencies(self) -> tuple[int, ...]:
         """The numbers of requests at once to measure, smallest first."""
         return tuple(sorted(set(self.benchmark.concurrency or (1, self.engine.max_batch_size))))
+
+    @model_validator(mode="after")
+    def _checkpoint_fits_backend(self) -> Self:
+        """aoti runs one rank in bfloat16, and a release of TensorRT-LLM reads checkpoints of its
+        own kind: both would find out only after the pull."""
+        if self.engine.backend == "trtllm":
+            release = trtllm_versions.release(self.engine.version)
+            if self.checkpoint.target != release.checkpoint_target:
+                raise _FoundError(
+                    "checkpoint.target",
+                    self.checkpoint.target,
+                    f"TensorRT-LLM {release.version} does not load checkpoints written for it",
+                    f"Use {release.checkpoint_target}, or choose another engine.version",
+                )
+            return self
+        for field, problem, remedy in (
+            ("tp", "splitting over several GPUs is not supported by the backend aoti", "Use 1"),
+            ("pp", "splitting over several GPUs is not supported by the backend aoti", "Use 1"),
+            ("dtype", "the backend aoti compiles bfloat16 only", "Use bfloat16"),
+            (
+                "use_parallel_embedding",
+                "the backend aoti runs on one rank, which there is nothing to share out among",
+                "Use false",
+            ),
+        ):
+            value = getattr(self.checkpoint, field)
+            if value != CheckpointSpec.model_fields[field].default:
+                raise _FoundError(f"checkpoint.{field}", value, problem, remedy)
+        return self
 
     @model_validator(mode="after")
     def _benchmark_fits_engine(self) -> Self:

@@ -20,7 +20,15 @@ from trtforge.spec import (
 SOURCE = {"source": "hf://org/name"}
 SMALL: dict[str, Any] = {
     "model": {"source": "hf://org/name@v1", "name": "name"},
-    "checkpoint": {"dtype": "bfloat16", "tp": 1, "pp": 1},
+    "checkpoint": {
+        "dtype": "bfloat16",
+        "tp": 1,
+        "pp": 1,
+        "use_parallel_embedding": False,
+        "embedding_sharding_dim": 1,
+        "target": "1.1",
+        "tool": "upstream",
+    },
     "engine": {
         "backend": "aoti",
         "max_batch_size": 2,
@@ -28,6 +36,7 @@ SMALL: dict[str, Any] = {
         "max_seq_len": 48,
         "max_num_tokens": 48,
         "options": {"device": "cpu", "threads": 2},
+        "timing_cache": "read",
     },
     "benchmark": {
         "workload": {"input_tokens": 8, "output_tokens": 4},
@@ -74,6 +83,7 @@ class TestDefaults:
         assert spec.model.name is None
         assert spec.checkpoint.dtype == "bfloat16"
         assert (spec.checkpoint.tp, spec.checkpoint.pp) == (1, 1)
+        assert (spec.checkpoint.target, spec.checkpoint.tool) == ("1.2", "trtforge")
         assert spec.engine.backend == "aoti"
         assert spec.publish.aliases == ("latest",)
 
@@ -163,7 +173,10 @@ class TestUnknownKeys:
 
     def test_a_key_like_none_is_answered_with_the_known_ones(self) -> None:
         error = refused({"model": SOURCE, "checkpoint": {"quantisation": "int4"}})
-        assert str(error) == ("checkpoint.quantisation = 'int4': unknown key. Known: dtype, pp, tp")
+        assert str(error) == (
+            "checkpoint.quantisation = 'int4': unknown key. Known: dtype, embedding_sharding_dim, "
+            "pp, target, tool, tp, use_parallel_embedding"
+        )
 
     def test_a_key_that_is_no_text_is_refused_too(self) -> None:
         assert refused({"model": SOURCE, True: 1}).field == "True"
@@ -210,7 +223,7 @@ class TestOneLineErrors:
             ("model.source", 5),
             ("model.name", "a b"),
             ("model.name", "../a"),
-            ("checkpoint.dtype", "float16"),
+            ("checkpoint.dtype", "float32"),
             ("checkpoint.tp", 0),
             ("engine.backend", "trt"),
             ("engine.max_batch_size", 0),
@@ -218,6 +231,8 @@ class TestOneLineErrors:
             ("engine.max_batch_size", "many"),
             ("engine.max_input_len", 2.5),
             ("engine.options", ["device"]),
+            ("engine.timing_cache", "write"),
+            ("engine.timing_cache", False),
             ("benchmark.workload.output_tokens", 1),
             ("benchmark.warmups", 0),
             ("gates.prompts", []),
@@ -290,6 +305,103 @@ class TestLimitsAgree:
     def test_everything_may_be_used_to_its_limit(self) -> None:
         data = with_value("benchmark.workload", {"input_tokens": 24, "output_tokens": 24})
         assert parse_spec(data).benchmark.workload.output_tokens == 24
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("release", ["1.2", "1.1", "1.0", "0.16"])
+    def test_a_release_may_be_written_without_quotes(self, tmp_path: Path, release: str) -> None:
+        file = tmp_path / "spec.yaml"
+        file.write_text(f"model: {{source: hf://a/b}}\ncheckpoint: {{target: {release}}}\n")
+        assert load_spec(file).checkpoint.target == release
+
+    @pytest.mark.parametrize(
+        ("field", "value", "expected"),
+        [
+            ("target", "0.18", "'1.2', '1.1', '1.0' or '0.16'"),
+            ("target", 0.18, "'1.2', '1.1', '1.0' or '0.16'"),
+            ("target", True, "'1.2', '1.1', '1.0' or '0.16'"),
+            ("dtype", "float32", "'bfloat16' or 'float16'"),
+            ("embedding_sharding_dim", 2, "0 or 1"),
+            ("tool", "trtlm", "'trtforge' or 'upstream'"),
+            ("tp", 0, "greater than or equal to 1"),
+        ],
+    )
+    def test_what_no_converter_writes_is_refused(
+        self, field: str, value: object, expected: str
+    ) -> None:
+        error = refused(with_value(f"checkpoint.{field}", value))
+        assert error.field == f"checkpoint.{field}"
+        assert expected in error.problem
+
+    @pytest.mark.parametrize(
+        ("field", "value", "problem", "remedy"),
+        [
+            ("tp", 2, "not supported by the backend aoti", "Use 1"),
+            ("pp", 4, "not supported by the backend aoti", "Use 1"),
+            ("dtype", "float16", "aoti compiles bfloat16 only", "Use bfloat16"),
+            ("use_parallel_embedding", True, "aoti runs on one rank", "Use false"),
+        ],
+    )
+    def test_what_aoti_cannot_load_is_refused_before_anything_is_pulled(
+        self, field: str, value: object, problem: str, remedy: str
+    ) -> None:
+        error = refused(with_value(f"checkpoint.{field}", value))
+        assert (error.field, error.value) == (f"checkpoint.{field}", value)
+        assert problem in error.problem
+        assert error.remedy == remedy
+
+
+class TestRelease:
+    def test_the_default_release_is_named_in_what_is_kept(self) -> None:
+        for version in ({}, {"version": ""}, {"version": "1.2.1"}):
+            spec = parse_spec({"model": SOURCE, "engine": {"backend": "trtllm", **version}})
+            assert spec.engine.version == "1.2.1"
+            assert parse_spec(json.loads(spec.model_dump_json())) == spec
+
+    @pytest.mark.parametrize(
+        ("version", "target"),
+        [("1.2.0", "1.2"), ("1.1.0", "1.1"), ("1.0.0", "1.0"), ("0.16.0", "0.16")],
+    )
+    def test_a_release_goes_with_the_checkpoints_it_reads(self, version: str, target: str) -> None:
+        engine = {"backend": "trtllm", "version": version}
+        data = {"model": SOURCE, "engine": engine, "checkpoint": {"target": target}}
+        assert parse_spec(data).engine.version == version
+        data["checkpoint"] = {"target": "1.0" if target != "1.0" else "1.2"}
+        error = refused(data)
+        assert error.field == "checkpoint.target"
+        assert f"Use {target}" in error.remedy
+
+    @pytest.mark.parametrize(
+        ("version", "remedy"),
+        [
+            ("1.3.0", "Use 1.2.1"),
+            ("0.9.0", "Use one of 1.2.1"),
+            (1.0, "Did you mean '1.0.0'?"),
+            ("latest", "Use one of 1.2.1"),
+        ],
+    )
+    def test_another_release_is_refused_with_one_that_is_not(
+        self, version: object, remedy: str
+    ) -> None:
+        engine = {"backend": "trtllm", "version": version}
+        error = refused({"model": SOURCE, "engine": engine})
+        assert (error.field, error.value) == ("engine.version", str(version))
+        assert remedy in error.remedy
+
+    def test_aoti_has_none(self) -> None:
+        error = refused(with_value("engine.version", "2.13.0"))
+        assert error.field == "engine.version"
+        assert "Leave it out" in error.remedy
+
+    def test_where_there_is_none_nothing_is_kept_of_it(self) -> None:
+        assert "version" not in parse_spec(SMALL).model_dump(mode="json")["engine"]
+
+    def test_trtllm_may_split_a_model_and_use_float16(self) -> None:
+        checkpoint = {"tp": 2, "pp": 2, "dtype": "float16", "use_parallel_embedding": True}
+        spec = parse_spec(
+            {"model": SOURCE, "engine": {"backend": "trtllm"}, "checkpoint": checkpoint}
+        )
+        assert (spec.checkpoint.tp, spec.checkpoint.pp) == (2, 2)
 
 
 class TestSpecFile:

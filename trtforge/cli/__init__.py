@@ -10,7 +10,18 @@ import sys
 import typer
 from rich.text import Text
 
-from trtforge.cli import build, checkpoint, engines, registry, services, store
+from trtforge.cli import (
+    build,
+    checkpoint,
+    doctor,
+    engines,
+    gpu_check,
+    image,
+    memory,
+    registry,
+    services,
+    store,
+)
 from trtforge.cli.output import err
 from trtforge.errors import TrtforgeError
 
@@ -20,7 +31,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _group in (services, build, engines, registry, store, checkpoint):
+for _group in (
+    services,
+    build,
+    engines,
+    registry,
+    store,
+    checkpoint,
+    memory,
+    doctor,
+    image,
+    gpu_check,
+):
     app.add_typer(_group.app)
 _INTERRUPTED = 130
 
@@ -34,6 +56,7 @@ def main() -> None:
         err.print(Text.assemble(("error:", "bold red"), f" {line}"), soft_wrap=True)
         sys.exit(error.exit_code)
     except SystemExit as end:
-        if end.code == _INTERRUPTED:  # by then Typer has caught the KeyboardInterrupt
+        # Typer has caught the KeyboardInterrupt, unless the command told of it itself.
+        if end.code == _INTERRUPTED and type(end) is SystemExit:
             err.print("interrupted; finished stages are kept")
         raise

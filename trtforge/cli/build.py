@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trtforge.cli.memory import print_memory
 from trtforge.cli.output import (
     AsJson,
     SpecFile,
@@ -44,6 +45,8 @@ def plan(spec_file: SpecFile, as_json: AsJson = False) -> None:
     rows = [(stage.stage, stage.status, stage.detail) for stage in made.stages]
     print_table(("Stage", "Status", "Detail"), rows)
     say(f"Model {made.model_bytes / 1e6:.1f} MB; on {made.toolchain.device_name}")
+    if made.memory:
+        print_memory(made.memory)
 
 
 @app.command()

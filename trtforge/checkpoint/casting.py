@@ -15,8 +15,8 @@ SOURCE_DTYPES: Mapping[str, np.dtype] = {
 # TensorRT-LLM name → safetensors name; what conversion can write.
 TARGET_DTYPES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16"}
 
-# As many numbers as fit into a core's cache, with the temporaries.
-_CHUNK_NUMBERS = 1 << 15
+# Few enough for the temporaries to stay in a cache; in smaller ones threads wait for each other.
+_CHUNK_NUMBERS = 1 << 18
 # The upper halves of 32-bit numbers seen as 16-bit ones; safetensors is little-endian, and so is
 # every machine that TensorRT-LLM runs on.
 _UPPER = slice(1, None, 2)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,16 +10,16 @@ from types import TracebackType
 from typing import Self
 
 from trtforge.files import FileRef
+from trtforge.write_back import EVERY_BYTES, begin_write_back
 
 BUFFER_BYTES = 2 << 20
 _BUFFERS = 24
-_SYNC_EVERY_BYTES = 32 << 20
 
 
 class HashingCrew:
     """The threads and buffers that the files of one group share.
 
-    Hashing and the disk work in threads, beside the caller who fills and writes. Data travel in a
+    Hashing goes on in threads, beside the caller who fills and writes. Data travel in a
     fixed number of reused buffers, so memory does not grow with the number or size of the files.
 
     Attributes:
@@ -32,7 +32,6 @@ class HashingCrew:
             self._ended.enter_context(ThreadPoolExecutor(1, "sha256"))
             for _ in range(min(files, os.cpu_count() or 1))
         ]
-        self.syncer = self._ended.enter_context(ThreadPoolExecutor(1, "fdatasync"))
         self.buffers: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(_BUFFERS):
             self.buffers.put(memoryview(bytearray(BUFFER_BYTES)))
@@ -48,7 +47,7 @@ class HashingCrew:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            for pool in (*self.hashers, self.syncer):
+            for pool in self.hashers:
                 pool.shutdown(wait=False, cancel_futures=True)
         self._ended.close()
 
@@ -62,9 +61,8 @@ class HashingCrew:
 class HashedFile:
     """Writes a new file front to back.
 
-    Take a buffer from the crew, fill it, `put()` it. The disk is asked to catch up every 32 MiB,
-    so that the final sync finds little left to do. `finish()` waits for everything. Without it the
-    file is incomplete and the caller removes it.
+    Take a buffer from the crew, fill it, `put()` it. `finish()` waits until all is hashed and on
+    the disk. Without it the file is incomplete and the caller removes it.
     """
 
     def __init__(self, path: Path, crew: HashingCrew, hasher: ThreadPoolExecutor) -> None:
@@ -73,9 +71,8 @@ class HashedFile:
         self._hasher = hasher
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._size_bytes = 0
-        self._unsynced_bytes = 0
+        self._unwritten_bytes = 0
         self._state = hashlib.sha256()
-        self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -86,15 +83,13 @@ class HashedFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._syncing is not None and not self._syncing.cancel():
-            self._syncing.exception()  # the descriptor must outlive it
         os.close(self._descriptor)
 
     def put(self, buffer: memoryview, size_bytes: int) -> None:
         """Write the first `size_bytes` of a buffer; it is the crew's again when it is hashed.
 
         Raises:
-            OSError: The disk is full or broken, as noticed by this or an earlier write.
+            OSError: The disk is full or broken.
         """
         done = 0
         while done < size_bytes:
@@ -102,10 +97,10 @@ class HashedFile:
         # Not before the write: when it has been hashed, others fill the buffer anew.
         self._hasher.submit(self._hash, buffer, size_bytes)
         self._size_bytes += size_bytes
-        self._unsynced_bytes += size_bytes
-        if self._unsynced_bytes >= _SYNC_EVERY_BYTES and self._is_synced():
-            self._unsynced_bytes = 0
-            self._syncing = self._crew.syncer.submit(os.fdatasync, self._descriptor)
+        self._unwritten_bytes += size_bytes
+        if self._unwritten_bytes >= EVERY_BYTES:
+            self._unwritten_bytes = 0
+            begin_write_back(self._descriptor)
 
     def write(self, data: bytes) -> None:
         """Write bytes that are at hand already."""
@@ -125,21 +120,9 @@ class HashedFile:
 
     def finish(self) -> FileRef:
         """Sync the file to disk; its name (without directory), size and digest."""
-        if self._syncing is not None:
-            # The system reports a failed write once, and may have told only this call.
-            self._syncing.result()
         os.fsync(self._descriptor)
         sha256 = self._hasher.submit(self._state.hexdigest).result()
         return FileRef(self._path.name, self._size_bytes, sha256)
-
-    def _is_synced(self) -> bool:
-        """Whether the last background sync is over; raises what went wrong in it."""
-        if self._syncing is None:
-            return True
-        if self._syncing.done():
-            self._syncing.result()
-            return True
-        return False
 
     def _hash(self, buffer: memoryview, size_bytes: int) -> None:
         self._state.update(buffer[:size_bytes])

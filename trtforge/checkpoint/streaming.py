@@ -1,7 +1,7 @@
 """One pass over the stored tensors, straight into the rank files of a pipeline rank.
 
 Three kinds of threads work side by side: one reads ahead, the caller's rounds, cuts and writes,
-and those of `hashed_file` hash and sync.
+and those of `hashed_file` hash.
 """
 
 from collections.abc import Iterator, Sequence

@@ -15,20 +15,24 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, IncompleteReadError
 
 from trtforge.store.client import error_code
 from trtforge.store.layout import blob_key
 from trtforge.store.objects import NOT_FOUND, Bucket
 from trtforge.store.splitting import Piece, split
 from trtforge.store.transfer import CONNECTIONS, BlobCorruptError, BlobMissingError, ByteMeter
+from trtforge.write_back import EVERY_BYTES, begin_write_back
 
 RANGE_BYTES = 16 << 20
 """Size of the ranges; smaller blobs come in one request."""
 
 _READ_AHEAD = 2
+_READ_BYTES = 1 << 18
 _MENDINGS = 3
 _FETCHES = 5
 _CHANGED = {"412", "416", "PreconditionFailed", "InvalidRange"}
@@ -108,36 +112,47 @@ class _Download:
             split(self._size_bytes, self._range_bytes, have) if self._size_bytes else [_NOTHING]
         )
         etag = self._etag()
-        waiting: deque[Future[bytes]] = deque()
+        waiting: deque[tuple[Piece, Future[bytearray]]] = deque()
+        free: SimpleQueue[bytearray] = SimpleQueue()
+        for _ in range(min(len(pieces), CONNECTIONS + 2 * _READ_AHEAD)):
+            free.put(bytearray(pieces[0].length))
+        unwritten_bytes = 0
 
-        handle = self._stream.fileno()
+        def fetch(piece: Piece, buffer: bytearray) -> bytearray:
+            with memoryview(buffer) as view:
+                self._fetch(piece, etag, view[: piece.length])
+            return buffer
+
+        def absorb(buffer: bytearray, length: int) -> None:
+            with memoryview(buffer) as view:
+                state.update(view[:length])
+            free.put(buffer)
+
         with (
             ThreadPoolExecutor(1) as hasher,
-            ThreadPoolExecutor(1) as syncer,
             ThreadPoolExecutor(CONNECTIONS) as fetchers,
         ):
-            synced: Future[None] = syncer.submit(lambda: None)
 
             def take() -> None:
-                nonlocal synced
-                data = waiting.popleft().result()
-                hashed = hasher.submit(state.update, data)
-                self._stream.write(data)
-                hashed.result()
-                add(len(data))
-                # The disk works from the start, not only when all has come.
-                if synced.done() and len(pieces) > 1:
-                    synced.result()
-                    synced = syncer.submit(os.fdatasync, handle)
+                nonlocal unwritten_bytes
+                piece, fetched = waiting.popleft()
+                buffer = fetched.result()
+                with memoryview(buffer) as view:
+                    self._stream.write(view[: piece.length])
+                hasher.submit(absorb, buffer, piece.length)
+                add(piece.length)
+                unwritten_bytes += piece.length
+                if unwritten_bytes >= EVERY_BYTES:
+                    begin_write_back(self._stream.fileno())
+                    unwritten_bytes = 0
 
             try:
                 for piece in pieces:
-                    waiting.append(fetchers.submit(self._fetch, piece, etag))
+                    waiting.append((piece, fetchers.submit(fetch, piece, free.get())))
                     if len(waiting) == CONNECTIONS + _READ_AHEAD:
                         take()
                 while waiting:
                     take()
-                synced.result()
             except BaseException:
                 self._stopped.set()
                 fetchers.shutdown(wait=False, cancel_futures=True)
@@ -155,15 +170,17 @@ class _Download:
 
         def settle(piece: Piece) -> bool:
             have = os.pread(handle, piece.length, piece.offset)
+            data = bytearray(piece.length)
             changed = False
             for _ in range(_FETCHES):
-                data = self._fetch(piece, etag)
+                with memoryview(data) as view:
+                    self._fetch(piece, etag, view)
                 if data == have:
                     add(piece.length)
                     return changed
                 _log.warning("bytes %d to %d differ", piece.offset, piece.end)
                 _write(handle, data, piece.offset)
-                have, changed = data, True
+                have, changed = bytes(data), True
             raise self._corrupt()
 
         with ThreadPoolExecutor(CONNECTIONS) as fetchers:
@@ -207,24 +224,29 @@ class _Download:
         etag: str = answer["ETag"]
         return etag
 
-    def _fetch(self, piece: Piece, etag: str | None) -> bytes:
+    def _fetch(self, piece: Piece, etag: str | None, into: memoryview) -> None:
+        """Fill `into` with the bytes of a piece."""
         request = {"Bucket": self._bucket.name, "Key": blob_key(self._sha256)}
         if piece.length != self._size_bytes:
             request["Range"] = f"bytes={piece.offset}-{piece.end - 1}"
         if etag is not None:
             request["IfMatch"] = etag
 
-        def attempt() -> bytes:
+        def attempt() -> None:
             answer = self._bucket.client.get_object(**request)
-            if answer["ContentLength"] != piece.length:
-                answer["Body"].close()
-                raise self._corrupt()
-            # botocore raises when it ends early or does not match a checksum that came with it.
-            data: bytes = answer["Body"].read()
-            return data
+            with closing(answer["Body"]) as body:
+                if answer["ContentLength"] != piece.length:
+                    raise self._corrupt()
+                done = 0
+                while done < piece.length:
+                    count = body.readinto(into[done : done + _READ_BYTES])
+                    if not count:
+                        raise IncompleteReadError(actual_bytes=done, expected_bytes=piece.length)
+                    done += count
+                # At the end botocore compares a checksum that came with it.
+                body.read()
 
-        data: bytes = self._ask(attempt)
-        return data
+        self._ask(attempt)
 
     def _ask(self, attempt: Callable[[], Any]) -> Any:
         try:
@@ -253,7 +275,7 @@ class _Download:
 _NOTHING = Piece(1, 0, 0)
 
 
-def _write(handle: int, data: bytes, offset: int) -> None:
+def _write(handle: int, data: bytes | bytearray, offset: int) -> None:
     with memoryview(data) as view:
         done = 0
         while done < len(data):

@@ -9,11 +9,17 @@ from typing import cast
 from uuid import UUID
 
 from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 
 from trtforge.progress import Progress, StageEvent, listening
 
 _UPDATE_EVERY_S = 2.0
+_LOG_LINES = 200
+_LOG_CHARACTERS = 50_000
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
@@ -33,6 +39,8 @@ def reported(stage: str) -> Iterator[None]:
             logger.info("%s: found in the store (%s)", stage, event.message)
         elif event.kind == "done":
             logger.info("%s: done in %.1f s (%s)", stage, event.seconds or 0.0, event.message)
+        elif event.kind == "log":
+            _show_log(stage, event.message, logger)
 
     # Progress arrives in the threads that make it; artifacts must be written in the task's context.
     context = contextvars.copy_context()
@@ -46,6 +54,20 @@ def reported(stage: str) -> Iterator[None]:
     finally:
         ended.set()
         updater.join()
+
+
+def _show_log(stage: str, log: str, logger: Log) -> None:
+    """The end of a failed toolchain's log, where the person who sees the failure looks first."""
+    end = "\n".join(log.splitlines()[-_LOG_LINES:])[-_LOG_CHARACTERS:]
+    # Four backticks: logs quote markdown, too.
+    try:
+        create_markdown_artifact(
+            key=f"{stage}-log",
+            markdown=f"The last lines of the log:\n\n````text\n{end}\n````\n",
+            description=f"Why {stage} failed, in the toolchain's own words",
+        )
+    except Exception as error:  # it must not hide why the stage failed
+        logger.debug("the log of %s was not shown: %s", stage, error)
 
 
 def _update(

@@ -35,15 +35,16 @@ class StageEvent:
 
     Attributes:
         stage: `pull`, `convert`, `compile`, `benchmark` or `publish`.
-        kind: `started`, `progress`, `hit` (found in the store), `done` or `failed`.
-        message: One line for a person.
+        kind: `started`, `progress`, `hit` (found in the store), `done` or `failed`; or `log`, when
+            a stage is about to fail and its toolchain left a log.
+        message: One line for a person; for `log`, the whole log.
         progress: Set when `kind` is `progress`.
         seconds: Wall time of the stage; set for `hit`, `done` and `failed`.
         facts: Short `name: value` pairs worth showing beside a finished stage.
     """
 
     stage: str
-    kind: Literal["started", "progress", "hit", "done", "failed"]
+    kind: Literal["started", "progress", "hit", "done", "failed", "log"]
     message: str = ""
     progress: Progress | None = None
     seconds: float | None = None

@@ -77,6 +77,31 @@ def perform(tmp_path: Path, engine: Path, **more: Any) -> dict[str, Any]:
     return run.run_for_facts(STANDIN_PYTHON, "1.2.1", engine_dir=engine, **arguments)
 
 
+def test_the_releases_own_benchmark_is_kept_beside_ours(
+    tmp_path: Path, configure: Configure
+) -> None:
+    configure()
+    model = write_tiny_model(tmp_path / "model")
+    engine = write_engine(tmp_path / "engine")
+    work = tmp_path / "work"
+    work.mkdir()
+    measured = TrtllmBackend(STANDIN_PYTHON).bench(
+        EngineSpec.model_validate({"backend": "trtllm", **_LIMITS}),
+        engine_dir=engine,
+        model_dir=model,
+        model_name="tiny",
+        jobs=[JOB],
+        out_dir=tmp_path,
+        work_dir=work,
+        on_progress=ignore,
+        on_log=lambda _line: None,
+    )
+    assert measured is not None
+    assert measured["headline"]["output_tokens_per_s"] > 0
+    assert (tmp_path / measured["report"]).is_file()
+    assert "--backend" in measured["command"]
+
+
 @pytest.mark.parametrize("tp", [1, 2])
 def test_what_the_backend_builds_it_runs(tmp_path: Path, configure: Configure, tp: int) -> None:
     configure(gpus=tp)

@@ -1,6 +1,6 @@
 """The report of one measurement: what the benchmark stage keeps, and the gates' evidence."""
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from trtforge.benchmark.metrics import Measurement
 from trtforge.store.records import Record
@@ -16,6 +16,8 @@ class BenchmarkReport(Record):
         eager: The original model's in PyTorch, in the same order.
         eager_versions: Of what ran the original model.
         correctness: The verdicts on the engine's answers (`trtforge.gates.correctness`).
+        own_benchmark: What the toolchain's own benchmark measured on the same requests, with its
+            own formulas; None where there is none, or where it failed.
     """
 
     machine: dict[str, JsonValue]
@@ -28,3 +30,6 @@ class BenchmarkReport(Record):
     eager_peak_rss_bytes: int
     eager_versions: dict[str, str]
     correctness: tuple[dict[str, JsonValue], ...]
+    own_benchmark: dict[str, JsonValue] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )

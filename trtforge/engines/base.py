@@ -214,3 +214,25 @@ class Backend(Protocol):
     ) -> RunOutcome:
         """Perform jobs (`trtforge.engines.jobs`) on an engine."""
         ...
+
+    def bench(
+        self,
+        engine: EngineSpec,
+        *,
+        engine_dir: Path,
+        model_dir: Path,
+        model_name: str,
+        jobs: Sequence[dict[str, Any]],
+        out_dir: Path,
+        work_dir: Path,
+        on_progress: OnProgress,
+        on_log: OnLog,
+    ) -> dict[str, Any] | None:
+        """Measure the requests of `jobs` with the toolchain's own benchmark; None if it has none.
+
+        Its report stays in `out_dir`, beside ours; returned is what to keep as facts.
+
+        Raises:
+            BuildError: It could not measure.
+        """
+        ...

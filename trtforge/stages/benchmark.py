@@ -13,6 +13,7 @@ from trtforge.benchmark.workload import benchmark_jobs
 from trtforge.engines.base import RunOutcome, Toolchain
 from trtforge.engines.reference.runner import run_reference
 from trtforge.engines.registry import open_backend
+from trtforge.errors import BuildError
 from trtforge.files import FileRef, describe_directory, files_digest
 from trtforge.gates.correctness import Verdict, correctness_jobs, judge
 from trtforge.progress import OnProgress
@@ -82,7 +83,8 @@ def _measure_both(
     logits = {name: scratch / f"{name}-logits" for name in ("engine", "eager")}
     for directory in logits.values():
         directory.mkdir()
-    mine = open_backend(spec.engine.backend, shop.interpreter(spec.engine.backend)).run(
+    backend = open_backend(spec.engine.backend, shop.interpreter(spec.engine.backend))
+    mine = backend.run(
         spec.engine,
         engine_dir=engine_dir,
         jobs=[*engine_checks, *load],
@@ -126,11 +128,27 @@ def _measure_both(
     }
     out = scratch / "report"
     out.mkdir()
+    try:
+        facts["own_benchmark"] = backend.bench(
+            spec.engine,
+            engine_dir=engine_dir,
+            model_dir=model_dir,
+            model_name=model.name,
+            jobs=load,
+            out_dir=out,
+            work_dir=scratch,
+            on_progress=on_progress,
+            on_log=on_log,
+        )
+    except BuildError as error:
+        # Ours has measured already; this one is kept beside it for comparison.
+        _log.warning("the toolchain's own benchmark did not measure: %s", error)
     (out / "report.json").write_bytes(BenchmarkReport.model_validate(facts).to_bytes())
     with (out / "requests.jsonl").open("w") as lines:
         for who, run in (("engine", mine), ("eager", theirs)):
             for output in run.outputs:
-                record = {"who": who, **{k: output[k] for k in ("id", "tokens", "step_s")}}
+                kept = ("id", "tokens", "step_s", "request_s")
+                record = {"who": who, **{k: output[k] for k in kept if k in output}}
                 lines.write(json.dumps(record) + "\n")
     return Made(out, describe_directory(out), facts)
 

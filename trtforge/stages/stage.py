@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from trtforge.canonical import digest
-from trtforge.errors import BuildError, InputError
+from trtforge.errors import BuildError, InputError, ServiceError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, Progress, StageEvent, announce
 from trtforge.stages.kept_logs import keep_logs
@@ -28,6 +28,7 @@ from trtforge.store import StageResult, Store
 CODE_VERSIONS = {"pull": 1, "convert": 1, "compile": 1, "benchmark": 1, "publish": 1}
 
 _STALE_S = 24 * 3600.0
+_MOST_LOG_BYTES = 8 << 20
 _log = logging.getLogger("trtforge")
 
 
@@ -182,7 +183,7 @@ def _make(
             )
             return shop.store.put_stage(result, replace=shop.force), False
         except (InputError, BuildError) as error:
-            keep_logs(scratch, error)
+            _share_logs(shop, stage, keep_logs(scratch, error))
             raise
         except BaseException:
             keep = resumable
@@ -205,6 +206,18 @@ def _locked(scratch: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _share_logs(shop: Workshop, stage: str, logs: Sequence[Path]) -> None:
+    """Keep the logs of a failed stage with the run, for those who cannot reach this machine."""
+    for log in logs:
+        # They tell why the stage failed, and must not become the reason themselves.
+        with suppress(OSError, ServiceError):
+            data = log.read_bytes()[-_MOST_LOG_BYTES:]
+            if shop.run_id:
+                where = shop.store.put_run_file(shop.run_id, f"logs/{stage}/{log.name}", data)
+                _log.error("the log of stage %s is at %s", stage, where)
+            announce(StageEvent(stage, "log", data.decode(errors="replace")))
 
 
 def _sweep(work_root: Path) -> None:

@@ -1,11 +1,12 @@
 """A stage that fails takes its scratch directory along, but not the log that its error names."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from trtforge.errors import BuildError
-from trtforge.progress import OnProgress
+from trtforge.progress import OnProgress, StageEvent, listening
 from trtforge.stages.kept_logs import keep_logs
 from trtforge.stages.stage import Made, Workshop, run_stage
 
@@ -37,3 +38,14 @@ def test_without_a_log_nothing_is_kept(tmp_path: Path) -> None:
     keep_logs(tmp_path / "scratch", error)
     assert list(tmp_path.iterdir()) == [tmp_path / "scratch"]
     assert error.remedy == "Try again"
+
+
+def test_the_log_is_kept_with_the_run_and_told_to_whoever_listens(shop: Workshop) -> None:
+    shop = dataclasses.replace(shop, run_id="run-1")
+    told: list[StageEvent] = []
+    with listening(told.append), pytest.raises(BuildError):
+        run_stage(shop, "compile", {"engine": 1}, failing, lambda _: "")
+    kept = shop.store.bucket.get("runs/run-1/logs/compile/build_driver.log")
+    assert kept is not None
+    assert kept.data == b"what went wrong\n"
+    assert [(e.kind, e.message) for e in told if e.kind == "log"] == [("log", "what went wrong\n")]

@@ -191,6 +191,14 @@ class AotiBackend:
             versions={},
         )
 
+    def bench(
+        self,
+        engine: EngineSpec,  # noqa: ARG002
+        **_: Any,
+    ) -> dict[str, Any] | None:
+        """PyTorch has no benchmark of its own."""
+        return None
+
 
 def _device(engine: EngineSpec) -> str:
     return str(engine.options.get("device", "auto"))

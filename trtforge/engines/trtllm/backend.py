@@ -16,6 +16,7 @@ from trtforge.engines.base import (
     Toolchain,
 )
 from trtforge.engines.driver_process import DriverFailedError, run_driver
+from trtforge.engines.trtllm.bench import requests_of_jobs, run_trtllm_bench
 from trtforge.engines.trtllm.build_failures import diagnose
 from trtforge.engines.trtllm.command import CACHE, CHECKPOINT, ENGINE, build_arguments
 from trtforge.engines.trtllm.convert import convert_upstream
@@ -158,6 +159,34 @@ class TrtllmBackend:
             on_progress=on_progress,
             on_log=on_log,
         )
+
+    def bench(
+        self,
+        engine: EngineSpec,
+        *,
+        engine_dir: Path,
+        model_dir: Path,
+        model_name: str,
+        jobs: Sequence[dict[str, Any]],
+        out_dir: Path,
+        work_dir: Path,
+        on_progress: OnProgress,
+        on_log: OnLog,
+    ) -> dict[str, Any] | None:
+        """`trtllm-bench` on the same prompts; see the contract."""
+        measured = run_trtllm_bench(
+            require_python(self._python),
+            release(engine.version).version,
+            engine_dir=engine_dir,
+            model_dir=model_dir,
+            model_name=model_name,
+            requests=requests_of_jobs(jobs),
+            out_dir=out_dir,
+            work_dir=work_dir,
+            on_progress=on_progress,
+            on_log=on_log,
+        )
+        return measured.to_json()
 
     def convert_upstream(
         self, model_dir: Path, out_dir: Path, target: Target, on_progress: OnProgress

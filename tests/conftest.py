@@ -27,7 +27,8 @@ os.environ.update(
 )
 for _variable in [name for name in os.environ if name.startswith("TRTFORGE_")]:
     del os.environ[_variable]
-os.environ.pop("PREFECT_API_URL", None)
+for _variable in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+    os.environ.pop(_variable, None)
 # An end by SIGTERM (a job that is cancelled) stops pytest as Ctrl-C does, with clean-up.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 

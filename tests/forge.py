@@ -8,14 +8,19 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
+from pydantic import SecretStr
 
+from trtforge.settings import Settings, prefect_environment
 from trtforge.stack import StackInfo
+from trtforge.stack import state as stack_state
 from trtforge.store import Store
 from trtforge.store.client import S3Client
 
@@ -84,6 +89,34 @@ class Build:
     spec: Mapping[str, Any]
     spec_file: Path
     result: Mapping[str, Any]
+
+
+def prefect_http(stack: StackInfo) -> httpx.Client:
+    """A client of the stack's Prefect API: paths below `/api`, logged in, with a CSRF token."""
+    state = stack_state.read(stack.home)
+    assert state is not None
+    assert state.prefect_auth is not None
+    user, _, password = state.prefect_auth.partition(":")
+    auth, name = (user, password), uuid.uuid4().hex
+    answer = httpx.get(
+        f"{stack.prefect_api_url}/csrf-token", params={"client": name}, auth=auth, timeout=30
+    )
+    token = answer.raise_for_status().json()["token"]
+    return httpx.Client(
+        base_url=f"{stack.prefect_api_url}/",
+        auth=auth,
+        headers={"Prefect-Csrf-Client": name, "Prefect-Csrf-Token": token},
+        timeout=30,
+    )
+
+
+def prefect_client_environment(stack: StackInfo) -> dict[str, str]:
+    """The environment of a process that talks to the stack's Prefect server and S3."""
+    state = stack_state.read(stack.home)
+    assert state is not None
+    auth = None if state.prefect_auth is None else SecretStr(state.prefect_auth)
+    settings = Settings(home=stack.home, prefect_api_url=stack.prefect_api_url, prefect_auth=auth)
+    return {**os.environ, **prefect_environment(settings), "TRTFORGE_HOME": str(stack.home)}
 
 
 def write_spec(path: Path, model: Path, /, **parts: Mapping[str, Any]) -> Path:

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
         s3_max_attempts: Tries of one request in all.
         s3_patience_s: How long a storage that fails in the middle of a transfer is waited for.
         prefect_api_url: API of the Prefect server; `PREFECT_API_URL` is understood too.
+        prefect_auth: `user:password` of that server; `PREFECT_API_AUTH_STRING` is understood too.
         toolchain_python: Interpreter that has PyTorch and transformers: the toolchain of aoti, and
             of the reference that every engine is compared with.
         trtllm_python: Interpreter that has TensorRT-LLM; None: there is none.
@@ -97,6 +98,12 @@ class Settings(BaseSettings):
         default=None,
         validation_alias=AliasChoices(
             "prefect_api_url", "TRTFORGE_PREFECT_API_URL", "PREFECT_API_URL"
+        ),
+    )
+    prefect_auth: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "prefect_auth", "TRTFORGE_PREFECT_AUTH", "PREFECT_API_AUTH_STRING"
         ),
     )
     toolchain_python: Path = Path(sys.executable)
@@ -138,8 +145,8 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read the environment, then fill in the embedded stack.
 
-    The storage is taken from one of the two as a whole: credentials of the embedded server are
-    never sent to an endpoint that the environment names.
+    The storage is taken from one of the two as a whole, and so is the Prefect server: credentials
+    of the embedded ones are never sent to an address that the environment names.
 
     Raises:
         SettingInvalidError: A variable has a value that cannot be.
@@ -160,8 +167,13 @@ def load_settings() -> Settings:
             "s3_access_key_id": SecretStr(stack.s3.access_key_id),
             "s3_secret_access_key": SecretStr(stack.s3.secret_access_key),
         }
-    if settings.prefect_api_url is None:
-        filled["prefect_api_url"] = stack.prefect_api_url
+    named = settings.prefect_api_url
+    if named is None or (named == stack.prefect_api_url and settings.prefect_auth is None):
+        auth = stack.prefect_auth
+        filled |= {
+            "prefect_api_url": stack.prefect_api_url,
+            "prefect_auth": None if auth is None else SecretStr(auth),
+        }
     return settings.model_copy(update=filled)
 
 
@@ -179,8 +191,11 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
             remedy="Run `trtforge up`, or set TRTFORGE_PREFECT_API_URL",
         )
     prefect_home = settings.home / "prefect-client"
+    auth = settings.prefect_auth
     return {
         "PREFECT_API_URL": settings.prefect_api_url,
+        # Empty is none: a variable of the caller's may be for another server.
+        "PREFECT_API_AUTH_STRING": "" if auth is None else auth.get_secret_value(),
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_PROFILES_PATH": str(prefect_home / "profiles.toml"),
         # Otherwise a missing server is silently replaced by a temporary one.
@@ -197,7 +212,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
 def _invalid(error: ValidationError) -> SettingInvalidError:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
-    secret = "key_id" in name or "secret" in name
+    secret = any(part in name for part in ("key_id", "secret", "auth"))
     return SettingInvalidError(
         first["msg"],
         field=f"TRTFORGE_{name.upper()}",

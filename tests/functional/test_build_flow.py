@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from forge import PROMPT, Build, Forge, write_spec
+from forge import PROMPT, Build, Forge, prefect_http, write_spec
 from models import write_tiny_model
 
 from trtforge.canonical import sha256_file
@@ -132,7 +131,7 @@ class Prefect:
     """What the Prefect UI knows of the first run for a model."""
 
     def __init__(self, forge: Forge, source: str) -> None:
-        self._http = httpx.Client(base_url=forge.stack.prefect_api_url + "/", timeout=30)
+        self._http = prefect_http(forge.stack)
         runs = self.ask("flow_runs", {"flow_runs": {"name": {"any_": [source]}}})
         self.run = min(runs, key=lambda run: run["start_time"])
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
-from forge import tiny_spec
+from forge import prefect_http, tiny_spec
 from models import write_tiny_model
 
 from trtforge.errors import TrtforgeError
@@ -71,6 +70,7 @@ def shared(stack: StackInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in write_tiny_model(directory / "tiny", seed=7).iterdir():
         file.chmod(0o644)
     (directory / "s3_secret_access_key").write_text(state.s3.secret_access_key)
+    (directory / "prefect_auth").write_text(str(state.prefect_auth))
     return directory
 
 
@@ -85,6 +85,7 @@ def options(stack: StackInfo, shared: Path) -> dict[str, Any]:
         "volumes": {str(shared): {"bind": "/shared", "mode": "ro"}},
         "environment": {
             "PREFECT_API_URL": stack.prefect_api_url,
+            "PREFECT_API_AUTH_STRING_FILE": "/shared/prefect_auth",
             "TRTFORGE_S3_ENDPOINT_URL": stack.s3_endpoint_url,
             "TRTFORGE_S3_BUCKET": stack.s3_bucket,
             "TRTFORGE_S3_REGION": stack.s3_region,
@@ -154,21 +155,19 @@ def _require(engine: Any, base: str) -> None:
 
 
 def _start(stack: StackInfo, spec: dict[str, Any]) -> str:
-    found = httpx.get(f"{stack.prefect_api_url}/deployments/name/build-engine/cpu", timeout=30)
-    made = httpx.post(
-        f"{stack.prefect_api_url}/deployments/{found.json()['id']}/create_flow_run",
-        json={"parameters": {"spec": spec}},
-        timeout=30,
-    )
-    made.raise_for_status()
+    with prefect_http(stack) as http:
+        found = http.get("deployments/name/build-engine/cpu").raise_for_status()
+        made = http.post(
+            f"deployments/{found.json()['id']}/create_flow_run", json={"parameters": {"spec": spec}}
+        ).raise_for_status()
     return str(made.json()["id"])
 
 
 def _end_of(stack: StackInfo, run_id: str, worker: Any) -> dict[str, Any]:
     deadline = time.monotonic() + 900
+    http = prefect_http(stack)
     while True:
-        answer = httpx.get(f"{stack.prefect_api_url}/flow_runs/{run_id}", timeout=30)
-        state: dict[str, Any] = answer.json()["state"]
+        state: dict[str, Any] = http.get(f"flow_runs/{run_id}").raise_for_status().json()["state"]
         if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             return state
         worker.reload()

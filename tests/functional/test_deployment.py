@@ -1,6 +1,5 @@
 """The deployment: what the Prefect UI and API make of `deployments/prefect.yaml`."""
 
-import os
 import subprocess
 import sys
 import time
@@ -9,10 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from forge import tiny_spec
+from forge import prefect_client_environment, prefect_http, tiny_spec
 from models import write_tiny_model
 
-from trtforge.settings import Settings, prefect_environment
 from trtforge.stack import StackInfo
 
 _ROOT = Path(__file__).parents[2]
@@ -21,8 +19,7 @@ _BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def environment(stack: StackInfo) -> dict[str, str]:
-    settings = Settings(home=stack.home, prefect_api_url=stack.prefect_api_url)
-    return {**os.environ, **prefect_environment(settings), "TRTFORGE_HOME": str(stack.home)}
+    return prefect_client_environment(stack)
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +38,17 @@ def deployment(environment: dict[str, str], stack: StackInfo) -> dict[str, Any]:
             timeout=180,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    answer = httpx.get(f"{stack.prefect_api_url}/deployments/name/build-engine/cpu", timeout=30)
-    answer.raise_for_status()
+    with prefect_http(stack) as http:
+        answer = http.get("deployments/name/build-engine/cpu").raise_for_status()
     found: dict[str, Any] = answer.json()
     return found
 
 
 def _run(stack: StackInfo, deployment: dict[str, Any], spec: dict[str, Any]) -> httpx.Response:
-    return httpx.post(
-        f"{stack.prefect_api_url}/deployments/{deployment['id']}/create_flow_run",
-        json={"parameters": {"spec": spec}},
-        timeout=30,
-    )
+    with prefect_http(stack) as http:
+        return http.post(
+            f"deployments/{deployment['id']}/create_flow_run", json={"parameters": {"spec": spec}}
+        )
 
 
 def test_the_run_form_has_every_part_of_the_spec_described_and_in_order(
@@ -88,7 +84,7 @@ def test_a_worker_builds_what_the_form_asks_for(
     spec = tiny_spec(write_tiny_model(tmp_path / "by-form", seed=7))
     created = _run(stack, deployment, spec)
     assert created.status_code == 201, created.text
-    run_url = f"{stack.prefect_api_url}/flow_runs/{created.json()['id']}"
+    http = prefect_http(stack)
     with subprocess.Popen(
         [_BIN / "prefect", "worker", "start", "--pool", "cpu", "--run-once"],
         env=environment,
@@ -103,14 +99,11 @@ def test_a_worker_builds_what_the_form_asks_for(
             output, _ = worker.communicate()
     state: dict[str, Any] = {}
     for _ in range(20):
-        state = httpx.get(run_url, timeout=30).json()["state"]
+        state = http.get(f"flow_runs/{created.json()['id']}").json()["state"]
         if state["type"] in ("COMPLETED", "FAILED", "CRASHED"):
             break
         time.sleep(0.5)
     assert state["type"] == "COMPLETED", f"{state}\n{output}"
-    found = httpx.post(
-        f"{stack.prefect_api_url}/artifacts/filter",
-        json={"artifacts": {"flow_run_id": {"any_": [created.json()["id"]]}}},
-        timeout=30,
-    ).json()
+    of_run = {"artifacts": {"flow_run_id": {"any_": [created.json()["id"]]}}}
+    found = http.post("artifacts/filter", json=of_run).json()
     assert {"engine-card", "benchmark-table", "manifest", "plan"} <= {a["key"] for a in found}

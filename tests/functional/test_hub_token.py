@@ -1,10 +1,10 @@
 """Where the Hub token of a worker comes from: HF_TOKEN, or else the Secret block `hf-token`."""
 
-import os
 import subprocess
 import sys
 
-from trtforge.settings import Settings, prefect_environment
+from forge import prefect_client_environment
+
 from trtforge.stack import StackInfo
 
 _SCRIPT = """
@@ -23,8 +23,7 @@ print("shown" if "hf_from" in repr(shop) else "hidden")
 
 
 def test_the_token_is_found_and_never_shown(stack: StackInfo) -> None:
-    settings = Settings(home=stack.home, prefect_api_url=stack.prefect_api_url)
-    environment = {**os.environ, **prefect_environment(settings), "TRTFORGE_HOME": str(stack.home)}
+    environment = prefect_client_environment(stack)
     environment.pop("HF_TOKEN", None)
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT],

@@ -20,6 +20,7 @@ import boto3
 import httpx
 import psutil
 import pytest
+from forge import prefect_http
 
 from trtforge.settings import (
     StorageNotConfiguredError,
@@ -36,6 +37,8 @@ from trtforge.stack import (
     up,
 )
 from trtforge.stack import process as processes
+from trtforge.stack import state as stack_state
+from trtforge.stack.state import StackState
 
 NAMES = {"S3 (SeaweedFS)", "PostgreSQL", "Prefect server"}
 
@@ -66,6 +69,16 @@ def pids(home: Path) -> dict[str, int | None]:
 def tree(home: Path) -> list[psutil.Process]:
     leaders = [psutil.Process(pid) for pid in pids(home).values() if pid is not None]
     return [p for leader in leaders for p in (leader, *leader.children(recursive=True))]
+
+
+def load_home(info: StackInfo) -> StackState:
+    state = stack_state.read(info.home)
+    assert state is not None
+    return state
+
+
+def prefect_password(info: StackInfo) -> str:
+    return str(load_home(info).prefect_auth).partition(":")[2]
 
 
 def s3_of(info: StackInfo) -> Any:
@@ -111,15 +124,54 @@ def test_no_secret_is_on_a_command_line(own: StackInfo) -> None:
         shown = " ".join(process.cmdline())
         assert state["s3"]["secret_access_key"] not in shown
         assert state["postgres"]["password"] not in shown
+        assert state["prefect_auth"].partition(":")[2] not in shown
 
 
 def test_the_ui_is_told_where_its_api_is_and_nothing_is_reported_home(own: StackInfo) -> None:
     settings = httpx.get(f"{own.prefect_ui_url}/ui-settings").raise_for_status().json()
     assert settings["api_url"] == own.prefect_api_url
-    server = httpx.get(f"{own.prefect_api_url}/admin/settings").raise_for_status().json()["server"]
+    with prefect_http(own) as http:
+        server = http.get("admin/settings").raise_for_status().json()["server"]
     assert server["analytics_enabled"] is False
     assert server["ui"]["show_promotional_content"] is False
     assert server["concurrency"]["lease_storage"].endswith("lease_storage.filesystem")
+
+
+def test_the_prefect_api_is_for_those_who_know_its_password(own: StackInfo) -> None:
+    api, password = own.prefect_api_url, prefect_password(own)
+    body = {"name": "theirs", "value": "1"}
+    assert httpx.post(f"{api}/variables/filter", json={}).status_code == 401
+    wrong = httpx.post(f"{api}/variables/filter", json={}, auth=("trtforge", "guess"))
+    assert wrong.status_code == 401
+    # A page in the browser of somebody who is logged in does not know the token.
+    forged = httpx.post(f"{api}/variables/", json=body, auth=("trtforge", password))
+    assert (forged.status_code, forged.json()["detail"]) == (403, "Missing CSRF token.")
+    with prefect_http(own) as http:
+        assert http.get("variables/name/theirs").status_code == 404
+        assert http.post("variables/filter", json={}).status_code == 200
+
+
+def test_other_origins_are_not_let_in_by_cors(own: StackInfo) -> None:
+    def allowed(origin: str) -> str | None:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        answer = httpx.options(f"{own.prefect_api_url}/flow_runs/filter", headers=asked)
+        return answer.headers.get("access-control-allow-origin")
+
+    assert allowed(own.prefect_ui_url) == own.prefect_ui_url
+    assert allowed("http://evil.example") is None
+
+
+def test_a_home_of_an_older_version_gets_a_password_and_a_server_that_asks_for_it(
+    own: StackInfo,
+) -> None:
+    state = json.loads(own.credentials_path.read_text())
+    del state["prefect_auth"]
+    own.credentials_path.write_text(json.dumps(state))
+    assert load_home(own).prefect_auth is None
+    again = up(own.home)
+    assert again.started == ("Prefect server",)
+    assert load_home(own).prefect_auth is not None
+    prefect_http(own).close()
 
 
 def test_objects_cannot_be_read_past_the_s3_api(own: StackInfo) -> None:
@@ -158,7 +210,8 @@ def test_objects_and_the_database_survive_a_kill(own: StackInfo) -> None:
     body = os.urandom(5_000_000)
     s3_of(own).put_object(Bucket=own.s3_bucket, Key="kept", Body=body)
     variable = {"name": "kept", "value": "yes"}
-    httpx.post(f"{own.prefect_api_url}/variables/", json=variable).raise_for_status()
+    http = prefect_http(own)
+    http.post("variables/", json=variable).raise_for_status()
     before = pids(own.home)
     for name in ("S3 (SeaweedFS)", "PostgreSQL"):
         os.kill(before[name] or 0, signal.SIGKILL)
@@ -166,8 +219,7 @@ def test_objects_and_the_database_survive_a_kill(own: StackInfo) -> None:
     assert set(again.started) == {"S3 (SeaweedFS)", "PostgreSQL"}
     assert pids(own.home)["Prefect server"] == before["Prefect server"]
     assert s3_of(own).get_object(Bucket=own.s3_bucket, Key="kept")["Body"].read() == body
-    answer = httpx.get(f"{own.prefect_api_url}/variables/name/kept").raise_for_status()
-    assert answer.json()["value"] == "yes"
+    assert http.get("variables/name/kept").raise_for_status().json()["value"] == "yes"
 
 
 def test_a_service_whose_pid_file_was_lost_is_found_again(own: StackInfo) -> None:

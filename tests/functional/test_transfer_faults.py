@@ -261,12 +261,16 @@ def kill_when(proxy: FaultProxy, child: "subprocess.Popen[str]", method: str, co
 
 
 def listed_part_bytes(s3: Any, ref: FileRef) -> int:
-    """How many bytes of unfinished uploads of a blob the server holds."""
+    """How many bytes of unfinished uploads of a blob the server holds.
+
+    A part that two processes sent is listed twice by SeaweedFS, and counts once.
+    """
     key, total = blob_key(ref.sha256), 0
     found = s3.client.list_multipart_uploads(Bucket=s3.bucket, Prefix=key).get("Uploads", [])
     for upload in found:
         about = {"Bucket": s3.bucket, "Key": key, "UploadId": upload["UploadId"]}
-        total += sum(part["Size"] for part in s3.client.list_parts(**about).get("Parts", []))
+        parts = s3.client.list_parts(**about).get("Parts", [])
+        total += sum({part["PartNumber"]: part["Size"] for part in parts}.values())
     return total
 
 

@@ -33,6 +33,7 @@ def machine(forge: Forge, home: Path) -> dict[str, str]:
         "TRTFORGE_S3_ACCESS_KEY_ID": state.s3.access_key_id,
         "TRTFORGE_S3_SECRET_ACCESS_KEY": state.s3.secret_access_key,
         "TRTFORGE_PREFECT_API_URL": state.prefect_api_url,
+        "TRTFORGE_PREFECT_AUTH": str(state.prefect_auth),
     }
 
 

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 BUCKET = "trtforge"
+PREFECT_USER = "trtforge"
 
 
 class StackMovedError(InputError):
@@ -103,6 +104,9 @@ def up(
             ports = StackPorts.for_home(previous.ports if previous else {})
         _refuse_to_move(home, previous, ports)
         state = _state(previous, ports)
+        if previous is not None and previous.prefect_auth is None:
+            # A server of an older trtforge, which lets everybody in.
+            stop(_services(home, state).prefect)
         state_file.write(home, state)
         services = _services(home, state)
         started = _start(services, announce)
@@ -179,7 +183,14 @@ def _services(home: Path, state: StackState) -> _Services:
     return _Services(
         s3=SeaweedFS(home, ports, credentials),
         postgres=postgres,
-        prefect=PrefectServer(home, ports, postgres.sqlalchemy_url, state.postgres.password),
+        prefect=PrefectServer(
+            home,
+            ports,
+            postgres.sqlalchemy_url,
+            # Before the first `up` of this version there is none, and nothing is started either.
+            auth=state.prefect_auth or "",
+            secrets=(state.postgres.password,),
+        ),
     )
 
 
@@ -189,12 +200,14 @@ def _state(previous: StackState | None, ports: StackPorts) -> StackState:
     if previous is not None:
         key_id, key = previous.s3.access_key_id, previous.s3.secret_access_key
         postgres = previous.postgres
+        auth = previous.prefect_auth or _fresh_prefect_auth()
     else:
         fresh = S3Credentials.random()
         key_id, key = fresh.access_key_id, fresh.secret_access_key
         postgres = PostgresState(
             user="trtforge", database="postgres", password=secrets.token_urlsafe(30)
         )
+        auth = _fresh_prefect_auth()
     return StackState(
         ports=ports.model_dump(),
         s3=S3State(
@@ -206,7 +219,12 @@ def _state(previous: StackState | None, ports: StackPorts) -> StackState:
         ),
         postgres=postgres,
         prefect_api_url=f"{loopback_url(ports.prefect_port)}/api",
+        prefect_auth=auth,
     )
+
+
+def _fresh_prefect_auth() -> str:
+    return f"{PREFECT_USER}:{secrets.token_urlsafe(30)}"
 
 
 def _refuse_to_move(home: Path, previous: StackState | None, ports: StackPorts) -> None:

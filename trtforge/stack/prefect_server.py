@@ -22,6 +22,8 @@ class PrefectServer(Service):
         home: Home directory of the stack.
         ports: Uses `prefect_port`.
         database_url: SQLAlchemy URL with password.
+        auth: `user:password` that the API and the UI ask for.
+        secrets: What else its log must not be quoted with.
     """
 
     name = "Prefect server"
@@ -29,11 +31,14 @@ class PrefectServer(Service):
     # Ten CPU seconds of imports, and the migrations of an empty database at the first start.
     start_timeout_s: ClassVar[float] = 240.0
 
-    def __init__(self, home: Path, ports: StackPorts, database_url: str, secret: str) -> None:
+    def __init__(
+        self, home: Path, ports: StackPorts, database_url: str, auth: str, secrets: tuple[str, ...]
+    ) -> None:
         super().__init__(home)
         self._port = ports.prefect_port
         self._database_url = database_url
-        self.secrets = (secret,)
+        self._auth = auth
+        self.secrets = (auth, auth.partition(":")[2], *secrets)
 
     @property
     def address(self) -> str:
@@ -62,6 +67,12 @@ class PrefectServer(Service):
             "PREFECT_PROFILES_PATH": str(directory / "profiles.toml"),
             "PREFECT_API_URL": self.api_url,
             "PREFECT_SERVER_UI_API_URL": self.api_url,
+            # Not everybody who can reach loopback may run code here, nor may every page that
+            # somebody's browser shows.
+            "PREFECT_SERVER_API_AUTH_STRING": self._auth,
+            "PREFECT_API_AUTH_STRING": self._auth,
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.address,
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": self._database_url,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -71,6 +82,8 @@ class PrefectServer(Service):
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
+            # How long the slot of a run that died with its worker stays taken; default 300 s.
+            "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "60",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
             "DO_NOT_TRACK": "1",
             "PYTHONUNBUFFERED": "1",

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trtforge.errors import InputError
 
@@ -50,13 +50,20 @@ class PostgresState(_Model):
 
 
 class StackState(_Model):
-    """Everything `credentials.json` holds. `ports` are the fields of `StackPorts`."""
+    """Everything `credentials.json` holds.
+
+    Attributes:
+        ports: The fields of `StackPorts`.
+        prefect_auth: `user:password` of the Prefect server, as its UI asks for it. None in a file
+            from before servers had one: such a server asks nobody.
+    """
 
     format: Literal[1] = 1
     ports: dict[str, int]
     s3: S3State
     postgres: PostgresState
     prefect_api_url: str
+    prefect_auth: str | None = Field(default=None, repr=False, pattern=r"^[^:]+:.+$")
 
 
 def read(home: Path) -> StackState | None:

@@ -1,20 +1,20 @@
-"""Flow: one BuildSpec → one published engine."""
+"""Flow: one BuildSpec → one published engine. The half that needs a GPU runs where one is."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
 
-from tasks.benchmark import benchmark_engine
-from tasks.compile import compile_checkpoint
+from flows.gpu_stage import compile_and_measure
+from tasks.alias import move_aliases
+from tasks.card import show_card
+from tasks.cards import held_cards_if_gpu
 from tasks.convert import convert_model
+from tasks.gpu import ask_gpu_pool
 from tasks.plan import plan_build
-from tasks.publish import publish_engine
 from tasks.pull import pull_model
-from trtforge.card import StageLine, engine_card
 from trtforge.spec import BuildSpec
-from trtforge.stages.compile import engine_files
-from trtforge.stages.publish import make_manifest
+from trtforge.stages.gpu import make_request, reported_stage
 
 
 @flow(
@@ -24,46 +24,29 @@ from trtforge.stages.publish import make_manifest
     persist_result=False,
     validate_parameters=True,
 )
-def build_engine(spec: BuildSpec, force: bool = False) -> dict[str, Any]:
+def build_engine(
+    spec: BuildSpec,
+    gpu_pool: Annotated[str, Field(json_schema_extra={"position": 1})] = "",
+    force: Annotated[bool, Field(json_schema_extra={"position": 2})] = False,
+) -> dict[str, Any]:
     """Turn a Hugging Face model into a verified, benchmarked, published engine.
 
     Args:
         spec: What to build.
+        gpu_pool: Work pool of the GPU that compiles, measures and tries the engine, such as
+            gpu-docker; empty: the machine that runs this flow does that too.
         force: Make every stage again, even those the store has.
     """
-    plan = plan_build(spec, force)
-    toolchain = plan.toolchain
+    plan = plan_build(spec, gpu_pool, force)
     model, pulled = pull_model(spec, force)
     converted = convert_model(spec, model, force)
-    compiled = compile_checkpoint(spec, converted.result.outputs, toolchain, force)
-    engine = engine_files(compiled.result.outputs)
-    measured = benchmark_engine(spec, model, engine, toolchain, force)
-    manifest = make_manifest(
-        spec, model, converted.result, compiled.result, measured.result, toolchain
-    )
-    publication = publish_engine(spec, manifest, toolchain, force)
-
-    stages = [
-        StageLine(outcome.result.stage, outcome.hit, outcome.seconds, outcome.detail)
-        for outcome in (pulled, converted, compiled, measured, publication.outcome)
-    ]
-    # An engine that was published before keeps its first manifest; the card tells of this run.
-    card = engine_card(
-        publication.manifest.model_copy(update={"benchmark": manifest.benchmark}),
-        location=publication.location,
-        aliases=tuple(publication.aliases),
-        answer=publication.answer,
-        stages=stages,
-    )
-    create_markdown_artifact(card, key="engine-card", description=publication.location)
-    return {
-        "engine_id": publication.manifest.engine_id,
-        "location": publication.location,
-        "answer": publication.answer,
-        "aliases": publication.aliases,
-        "stages": [
-            {"stage": line.stage, "hit": line.hit, "seconds": line.seconds, "detail": line.detail}
-            for line in stages
-        ],
-        "card": card,
-    }
+    request = make_request(spec, model, pulled.result, converted.result, force=force)
+    if gpu_pool:
+        report = ask_gpu_pool(request, gpu_pool)
+    else:
+        assert plan.toolchain is not None, "this machine's toolchain was looked at"
+        with held_cards_if_gpu(plan.toolchain, spec.ranks):
+            report = compile_and_measure(request, plan.toolchain, [])
+    aliases = move_aliases(spec, report)
+    stages = (reported_stage(pulled), reported_stage(converted), *report.stages)
+    return show_card(report.model_copy(update={"stages": stages}), aliases)

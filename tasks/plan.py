@@ -4,10 +4,11 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.gpu import require_gpu_pool
 from tasks.retrying import if_service_failed
 from tasks.workshop import task_workshop
 from trtforge.spec import BuildSpec
-from trtforge.stages.plan import Plan, make_plan
+from trtforge.stages.plan import Elsewhere, Plan, make_plan
 
 
 @task(
@@ -20,9 +21,14 @@ from trtforge.stages.plan import Plan, make_plan
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def plan_build(spec: BuildSpec, force: bool) -> Plan:
+def plan_build(spec: BuildSpec, gpu_pool: str, force: bool) -> Plan:
     """Check the spec against the world before anything is made."""
-    plan = make_plan(task_workshop(force=force), spec)
+    shop = task_workshop(force=force)
+    elsewhere = None
+    if gpu_pool:
+        require_gpu_pool(gpu_pool)
+        elsewhere = Elsewhere(gpu_pool, shop.store.sightings.get(gpu_pool, spec.engine))
+    plan = make_plan(shop, spec, elsewhere)
     rows = [{"Stage": s.stage, "Status": s.status, "Detail": s.detail} for s in plan.stages]
     create_table_artifact(table=rows, key="plan", description=f"Plan for {plan.source}")
     logger = get_run_logger()

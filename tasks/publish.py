@@ -1,4 +1,4 @@
-"""Task: the engine into the registry, tried from there, then named."""
+"""Task: the engine into the registry, and tried from there."""
 
 from prefect import task
 from prefect.artifacts import create_link_artifact
@@ -26,11 +26,12 @@ from trtforge.store import Manifest
 def publish_engine(
     spec: BuildSpec, manifest: Manifest, toolchain: Toolchain, force: bool
 ) -> Publication:
-    """Publish, try the published copy, move the aliases."""
+    """Publish, and try the published copy."""
+    shop = task_workshop(force=force)
     with reported("publish"):
-        publication = publish(task_workshop(force=force), spec, manifest, toolchain)
+        publication = publish(shop, spec, manifest, toolchain)
     create_link_artifact(
-        link=publication.location,
+        link=shop.store.manifest_uri(publication.manifest.engine_id),
         link_text=f"manifest of engine {publication.manifest.engine_id[:12]}",
         key="manifest",
     )

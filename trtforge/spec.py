@@ -334,6 +334,11 @@ class BuildSpec(_Part):
         json_schema_extra=_at(5),
     )
 
+    @property
+    def ranks(self) -> int:
+        """How many GPUs the engine runs on."""
+        return self.checkpoint.tp * self.checkpoint.pp
+
     def concurrencies(self) -> tuple[int, ...]:
         """The numbers of requests at once to measure, smallest first."""
         return tuple(sorted(set(self.benchmark.concurrency or (1, self.engine.max_batch_size))))

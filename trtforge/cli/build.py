@@ -31,20 +31,29 @@ class PrefectUnreachableError(ServiceError):
 
 
 @app.command()
-def plan(spec_file: SpecFile, as_json: AsJson = False) -> None:
+def plan(
+    spec_file: SpecFile,
+    gpu_pool: Annotated[
+        str, typer.Option(help="Plan for a worker of this work pool; none: for this machine")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Show what a build would do, and what is in the store already. Changes nothing."""
     from trtforge.spec import load_spec
-    from trtforge.stages.plan import make_plan
+    from trtforge.stages.plan import Elsewhere, make_plan
 
     spec = load_spec(spec_file)
-    made = make_plan(open_workshop(), spec)
+    shop = open_workshop()
+    seen = shop.store.sightings.get(gpu_pool, spec.engine) if gpu_pool else None
+    made = make_plan(shop, spec, Elsewhere(gpu_pool, seen) if gpu_pool else None)
     if as_json:
         print_json(made.to_json())
         return
     say(made.source)
     rows = [(stage.stage, stage.status, stage.detail) for stage in made.stages]
     print_table(("Stage", "Status", "Detail"), rows)
-    say(f"Model {made.model_bytes / 1e6:.1f} MB; on {made.toolchain.device_name}")
+    where = made.toolchain.device_name if made.toolchain else "a machine not looked at yet"
+    say(f"Model {made.model_bytes / 1e6:.1f} MB; on {where}")
     if made.memory:
         print_memory(made.memory)
 
@@ -52,6 +61,9 @@ def plan(spec_file: SpecFile, as_json: AsJson = False) -> None:
 @app.command()
 def build(
     spec_file: SpecFile,
+    gpu_pool: Annotated[
+        str, typer.Option(help="Compile and measure on a worker of this work pool; none: here")
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Make every stage again")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +86,7 @@ def build(
     # By name, so that the library does not depend on the flows built from it.
     flow = importlib.import_module("flows.build_engine").build_engine
     with BuildDisplay(err if as_json else out):
-        result: dict[str, Any] = flow(spec, force=force)
+        result: dict[str, Any] = flow(spec, gpu_pool=gpu_pool, force=force)
     if as_json:
         print_json(result)
         return

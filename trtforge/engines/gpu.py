@@ -35,12 +35,15 @@ class LocalGpus:
     Attributes:
         models: The kinds of GPU, the first GPU's first; empty when there is none.
         driver_version: Of the NVIDIA driver; None without one.
+        uuids: Of each usable GPU, `GPU-…`: what CUDA_VISIBLE_DEVICES takes, and the same in every
+            container of the host.
         absence: Why `models` is empty, for a person; empty otherwise.
     """
 
     models: tuple[GpuModel, ...] = ()
     driver_version: str | None = None
     absence: str = ""
+    uuids: tuple[str, ...] = ()
 
 
 def find_gpus(nvml: Any = None) -> LocalGpus:
@@ -67,24 +70,26 @@ def find_gpus(nvml: Any = None) -> LocalGpus:
         return LocalGpus(absence=f"NVML failed: {_text(error)}")
     finally:
         nvml.nvmlShutdown()
-    counts = Counter(gpu for gpu in found if gpu)
+    usable = [gpu for gpu in found if gpu]
+    counts = Counter(gpu for gpu, _ in usable)
     models = tuple(
         GpuModel(gpu.name, gpu.compute_capability, gpu.memory_bytes, count)
         for gpu, count in counts.items()
     )
     absence = "" if models else "the driver lists no usable GPU"
-    return LocalGpus(models, driver_version, absence)
+    return LocalGpus(models, driver_version, absence, tuple(uuid for _, uuid in usable))
 
 
-def _describe(nvml: Any, index: int) -> GpuModel | None:
+def _describe(nvml: Any, index: int) -> tuple[GpuModel, str] | None:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return GpuModel(
+        gpu = GpuModel(
             name=_text(nvml.nvmlDeviceGetName(handle)),
             compute_capability=f"{major}.{minor}",
             memory_bytes=_memory_bytes(nvml, handle),
         )
+        return gpu, _text(nvml.nvmlDeviceGetUUID(handle))
     except nvml.NVMLError as error:
         _log.warning("leaving out GPU %d: %s", index, _text(error))
         return None

@@ -60,7 +60,7 @@ def plan_memory(
             spec.engine,
             gpu_bytes=gpu_bytes or (here.memory_bytes if here else None),
             host_bytes=available_memory_bytes() if here else None,
-            disk_bytes=shutil.disk_usage(_existing(work_root)).free if here else None,
+            disk_bytes=free_disk_bytes(work_root) if here else None,
             release=spec.checkpoint.target,
             compute_capability=here.compute_capability if here else None,
         )
@@ -68,6 +68,12 @@ def plan_memory(
         if spec.checkpoint.tool == "upstream":
             return None
         raise
+
+
+def free_disk_bytes(directory: Path) -> int:
+    """Free space where `directory` is, or would be made."""
+    there = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    return shutil.disk_usage(there).free
 
 
 def _local(gpus: LocalGpus, name: str | None) -> GpuModel | None:
@@ -90,7 +96,3 @@ def _checkpoint_config(model_dir: Path, checkpoint: CheckpointSpec) -> Mapping[s
         "mapping": {"tp_size": checkpoint.tp, "pp_size": checkpoint.pp},
         "quantization": {},
     }
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())

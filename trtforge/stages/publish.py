@@ -1,4 +1,4 @@
-"""publish: blobs, manifest, a try of the published copy, and only then the aliases."""
+"""publish: blobs, manifest, a try of the published copy; and, when it answered, the aliases."""
 
 import logging
 import shutil
@@ -40,13 +40,10 @@ class PublishedCopyError(GateError):
 
 @dataclass(frozen=True)
 class Publication:
-    """A published engine: its manifest and where that lies (`s3://…`), what its published copy
-    answered, and which aliases moved."""
+    """A published engine: its manifest, what its published copy answered, and how that went."""
 
     manifest: Manifest
-    location: str
     answer: dict[str, Any]
-    aliases: dict[str, bool]
     outcome: StageOutcome
 
 
@@ -88,26 +85,42 @@ def make_manifest(
             "compile": engine.seconds,
             "benchmark": bench.seconds,
         },
-        benchmark={
-            "engine": [m.to_json() for m in measurements(bench.facts, "engine")],
-            "eager": [m.to_json() for m in measurements(bench.facts, "eager")],
-            "machine": bench.facts["machine"],
-            # Not part of the core: measuring the same engine again must not make it another one.
-            "report_sha256": next(f.sha256 for f in bench.outputs if f.path == "report.json"),
-        },
+        # Not part of the core: measuring the same engine again must not make it another one.
+        benchmark=benchmark_summary(bench),
         evidence=bench.outputs,
         timing_cache=timing_cache_use(engine),
     )
 
 
+def benchmark_summary(bench: StageResult) -> dict[str, Any]:
+    """What a manifest says of a benchmark stage's result."""
+    facts: dict[str, Any] = bench.facts
+    return {
+        "engine": [m.to_json() for m in measurements(facts, "engine")],
+        "eager": [m.to_json() for m in measurements(facts, "eager")],
+        "machine": facts["machine"],
+        "report_sha256": next(f.sha256 for f in bench.outputs if f.path == "report.json"),
+    }
+
+
+def publish_inputs(spec: BuildSpec, engine_id: str, toolchain: Toolchain) -> dict[str, Any]:
+    """What decides how the published copy is tried."""
+    return {
+        "engine_id": engine_id,
+        "prompt": spec.publish.prompt,
+        "max_output_len": spec.publish.max_output_len,
+        "toolchain": toolchain.to_json(),
+    }
+
+
 def publish(
     shop: Workshop, spec: BuildSpec, manifest: Manifest, toolchain: Toolchain
 ) -> Publication:
-    """Publish the engine, try what was published, then point the aliases at it.
+    """Publish the engine, and try what was published. No alias points at it yet.
 
     Raises:
         StandinError: A stand-in for the toolchain made the engine.
-        PublishedCopyError: The published copy does not generate; the aliases are where they were.
+        PublishedCopyError: The published copy does not generate.
     """
     refuse_standin(manifest.core.built_with)
 
@@ -120,21 +133,18 @@ def publish(
         shutil.rmtree(copy)
         return Made(scratch, [], {"engine_id": stored.engine_id, "answer": answer})
 
-    inputs = {
-        "engine_id": manifest.engine_id,
-        "prompt": spec.publish.prompt,
-        "max_output_len": spec.publish.max_output_len,
-        "toolchain": toolchain.to_json(),
-    }
+    inputs = publish_inputs(spec, manifest.engine_id, toolchain)
     outcome = run_stage(shop, "publish", inputs, make, _describe)
-    stored = shop.store.get_manifest(manifest.engine_id)
-    aliases = {}
-    for alias in spec.publish.aliases:
-        name = alias_name(stored, alias)
-        aliases[alias] = shop.store.set_alias(name, stored.engine_id, by=who()).moved
     facts: dict[str, Any] = outcome.result.facts
-    location = shop.store.manifest_uri(stored.engine_id)
-    return Publication(stored, location, facts["answer"], aliases, outcome)
+    return Publication(shop.store.get_manifest(manifest.engine_id), facts["answer"], outcome)
+
+
+def point_aliases(shop: Workshop, spec: BuildSpec, manifest: Manifest) -> dict[str, bool]:
+    """Point the aliases of the spec at a published engine; which of them moved."""
+    return {
+        alias: shop.store.set_alias(alias_name(manifest, alias), manifest.engine_id, by=who()).moved
+        for alias in spec.publish.aliases
+    }
 
 
 def alias_name(manifest: Manifest, alias: str) -> AliasName:

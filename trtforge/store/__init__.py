@@ -8,6 +8,7 @@
     manifests/<engine id>.json                   one published engine
     aliases/<model>/<gpu>/<backend>/<alias>.json pointer with history, compare-and-swap
     timing/<toolchain key>/head.json             newest timing cache, compare-and-swap
+    toolchains/<pool>/<backend>-<variant>.json   what a GPU pool was last seen to compile with
     runs/<run id>/...                            raw benchmark data, reports, logs
     pins/<engine id>.json                        engines that `gc` keeps
     gc/announced/<id>.json, gc/sweep.json        how publishing and `gc` heed each other
@@ -36,6 +37,7 @@ from trtforge.store.manifests import (
 )
 from trtforge.store.objects import Bucket
 from trtforge.store.retry import PATIENCE_S
+from trtforge.store.sightings import Sightings
 from trtforge.store.stages import StageResult, Stages
 from trtforge.store.timing import TimingCaches
 from trtforge.store.transfer import PART_BYTES
@@ -90,6 +92,7 @@ class Store:
         self.manifests = Manifests(self.bucket, self.blobs)
         self.aliases = Aliases(self.bucket, self.manifests)
         self.timing = TimingCaches(self.bucket, self.blobs)
+        self.sightings = Sightings(self.bucket)
 
     @classmethod
     def from_settings(
@@ -299,6 +302,11 @@ class Store:
         key = run_key(run_id, name)
         self.bucket.put(key, data, "application/octet-stream")
         return self.bucket.uri(key)
+
+    def get_run_file(self, run_id: str, name: str) -> bytes | None:
+        """A file of a run; None when there is none of this name."""
+        stored = self.bucket.get(run_key(run_id, name))
+        return stored.data if stored else None
 
     def probe_conditional_writes(self) -> None:
         """Check that the service honours conditional writes; the first use does it by itself.

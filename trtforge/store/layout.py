@@ -16,6 +16,7 @@ PINS = "pins/"
 STAGES = "stages/"
 LEASES = "leases/"
 TIMING = "timing/"
+SIGHTINGS = "toolchains/"
 BLOBS = "blobs/"
 PROBES = "probes/"
 ANNOUNCEMENTS = "gc/announced/"
@@ -86,6 +87,10 @@ def announcement_key(token: str) -> str:
 
 def timing_key(toolchain_key: str) -> str:
     return f"timing/{slug(toolchain_key)}/head.json"
+
+
+def sighting_key(pool: str, backend: str, variant: str) -> str:
+    return _checked_length(f"{SIGHTINGS}{slug(pool)}/{slug(backend)}-{slug(variant)}.json")
 
 
 def run_key(run_id: str, name: str) -> str:

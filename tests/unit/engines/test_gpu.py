@@ -57,6 +57,9 @@ class FakeNvml:
     def nvmlDeviceGetName(self, handle: tuple[str, object, int]) -> str:  # noqa: N802
         return handle[0]
 
+    def nvmlDeviceGetUUID(self, handle: object) -> str:  # noqa: N802
+        return f"GPU-{[gpu is handle for gpu in self._gpus].index(True)}"
+
     def nvmlDeviceGetCudaComputeCapability(  # noqa: N802
         self, handle: tuple[str, tuple[int, int], int]
     ) -> tuple[int, int]:

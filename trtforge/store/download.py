@@ -1,13 +1,16 @@
 """A blob on its way to a file: in parallel ranges, taken up again, hashed, and mended.
 
-The file is at any time a prefix of the blob, so that whoever goes on with it needs no journal. It
-is hashed front to back while it grows. All ranges are of one version of the object (`If-Match`).
+The bytes of a range are written to their place while they are still in the processor's cache, and
+hashed from there, in the order of the file. Whoever goes on with the file needs no journal: what it
+has is all before the first hole. (A file system that cannot tell its holes costs a second fetch, no
+more: the digest comes out wrong.) All ranges are of one version of the object (`If-Match`).
 
 When the digest comes out wrong, each range is fetched again until two fetches agree: this finds
 the range that was damaged on its way, or on this disk, without doing without the others. When they
 agree and the digest is wrong still, the bytes in the store are wrong.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -16,7 +19,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from botocore.exceptions import ClientError, IncompleteReadError
@@ -33,6 +35,7 @@ RANGE_BYTES = 16 << 20
 
 _READ_AHEAD = 2
 _READ_BYTES = 1 << 18
+_HASH_BYTES = 1 << 20
 _MENDINGS = 3
 _FETCHES = 5
 _CHANGED = {"412", "416", "PreconditionFailed", "InvalidRange"}
@@ -57,7 +60,7 @@ def download(
         with bucket.calling():
             _Download(bucket, sha256, size_bytes, stream, meter, range_bytes).run()
     except (BlobMissingError, BlobCorruptError):
-        stream.truncate(0)
+        os.ftruncate(stream.fileno(), 0)
         raise
 
 
@@ -78,7 +81,7 @@ class _Download:
         self._bucket = bucket
         self._sha256 = sha256
         self._size_bytes = size_bytes
-        self._stream = stream
+        self._descriptor = stream.fileno()
         self._meter = meter
         self._range_bytes = range_bytes
         self._stopped = threading.Event()
@@ -112,75 +115,57 @@ class _Download:
             split(self._size_bytes, self._range_bytes, have) if self._size_bytes else [_NOTHING]
         )
         etag = self._etag()
-        waiting: deque[tuple[Piece, Future[bytearray]]] = deque()
-        free: SimpleQueue[bytearray] = SimpleQueue()
-        for _ in range(min(len(pieces), CONNECTIONS + 2 * _READ_AHEAD)):
-            free.put(bytearray(pieces[0].length))
+        waiting: deque[tuple[Piece, Future[None]]] = deque()
         unwritten_bytes = 0
-
-        def fetch(piece: Piece, buffer: bytearray) -> bytearray:
-            with memoryview(buffer) as view:
-                self._fetch(piece, etag, view[: piece.length])
-            return buffer
-
-        def absorb(buffer: bytearray, length: int) -> None:
-            with memoryview(buffer) as view:
-                state.update(view[:length])
-            free.put(buffer)
-
         with (
             ThreadPoolExecutor(1) as hasher,
             ThreadPoolExecutor(CONNECTIONS) as fetchers,
         ):
+            hashed: deque[Future[None]] = deque()
 
             def take() -> None:
                 nonlocal unwritten_bytes
                 piece, fetched = waiting.popleft()
-                buffer = fetched.result()
-                with memoryview(buffer) as view:
-                    self._stream.write(view[: piece.length])
-                hasher.submit(absorb, buffer, piece.length)
+                fetched.result()
+                hashed.append(hasher.submit(self._hash, state, piece.offset, piece.end))
                 add(piece.length)
                 unwritten_bytes += piece.length
                 if unwritten_bytes >= EVERY_BYTES:
-                    begin_write_back(self._stream.fileno())
+                    begin_write_back(self._descriptor)
                     unwritten_bytes = 0
 
             try:
                 for piece in pieces:
-                    waiting.append((piece, fetchers.submit(fetch, piece, free.get())))
+                    waiting.append((piece, fetchers.submit(self._fetch, piece, etag)))
                     if len(waiting) == CONNECTIONS + _READ_AHEAD:
                         take()
                 while waiting:
                     take()
+                for each in hashed:
+                    each.result()
             except BaseException:
                 self._stopped.set()
                 fetchers.shutdown(wait=False, cancel_futures=True)
                 raise
-        self._stream.flush()
         return state.hexdigest()
 
     def _mend(self, add: Callable[[int], None]) -> bool:
         """Fetch every range until two fetches agree; returns whether any was changed."""
         self._stopped.clear()
-        self._stream.flush()
         etag = self._etag()
-        handle = self._stream.fileno()
-        os.ftruncate(handle, min(os.fstat(handle).st_size, self._size_bytes))
+        os.ftruncate(self._descriptor, min(self._file_bytes(), self._size_bytes))
 
         def settle(piece: Piece) -> bool:
-            have = os.pread(handle, piece.length, piece.offset)
-            data = bytearray(piece.length)
+            have = os.pread(self._descriptor, piece.length, piece.offset)
             changed = False
             for _ in range(_FETCHES):
-                with memoryview(data) as view:
-                    self._fetch(piece, etag, view)
+                self._fetch(piece, etag)
+                data = os.pread(self._descriptor, piece.length, piece.offset)
                 if data == have:
                     add(piece.length)
                     return changed
                 _log.warning("bytes %d to %d differ", piece.offset, piece.end)
-                _write(handle, data, piece.offset)
-                have, changed = bytes(data), True
+                have, changed = data, True
             raise self._corrupt()
 
         with ThreadPoolExecutor(CONNECTIONS) as fetchers:
@@ -192,23 +177,33 @@ class _Download:
                 raise
 
     def _hash_prefix(self, state: Any, add: Callable[[int], None]) -> int:
-        self._stream.seek(0)
-        while data := self._stream.read(self._range_bytes):
-            state.update(data)
-        have = self._stream.tell()
-        if have > self._size_bytes:
+        if self._file_bytes() > self._size_bytes:
             raise _ReplacedError
+        have = _before_first_hole(self._descriptor)
+        self._hash(state, 0, have)
         if have:
             _log.info("going on with blob %s at byte %d", self._sha256, have)
             add(have)
         return have
 
     def _digest(self) -> str:
-        self._stream.seek(0)
         state = hashlib.sha256()
-        while data := self._stream.read(self._range_bytes):
-            state.update(data)
+        self._hash(state, 0, self._file_bytes())
         return state.hexdigest()
+
+    def _hash(self, state: Any, start: int, end: int) -> None:
+        """Hash bytes of the file."""
+        buffer = bytearray(_HASH_BYTES)
+        with memoryview(buffer) as view:
+            while start < end and not self._stopped.is_set():
+                count = os.preadv(self._descriptor, [view[: min(_HASH_BYTES, end - start)]], start)
+                if not count:
+                    raise OSError(errno.EIO, "the file became shorter while it was read")
+                state.update(view[:count])
+                start += count
+
+    def _file_bytes(self) -> int:
+        return os.fstat(self._descriptor).st_size
 
     def _etag(self) -> str | None:
         """The version to take all ranges from; a single request needs none."""
@@ -224,8 +219,8 @@ class _Download:
         etag: str = answer["ETag"]
         return etag
 
-    def _fetch(self, piece: Piece, etag: str | None, into: memoryview) -> None:
-        """Fill `into` with the bytes of a piece."""
+    def _fetch(self, piece: Piece, etag: str | None) -> None:
+        """Write the bytes of a piece to their place."""
         request = {"Bucket": self._bucket.name, "Key": blob_key(self._sha256)}
         if piece.length != self._size_bytes:
             request["Range"] = f"bytes={piece.offset}-{piece.end - 1}"
@@ -238,11 +233,15 @@ class _Download:
                 if answer["ContentLength"] != piece.length:
                     raise self._corrupt()
                 done = 0
-                while done < piece.length:
-                    count = body.readinto(into[done : done + _READ_BYTES])
-                    if not count:
-                        raise IncompleteReadError(actual_bytes=done, expected_bytes=piece.length)
-                    done += count
+                with memoryview(bytearray(min(_READ_BYTES, piece.length))) as view:
+                    while done < piece.length:
+                        count = body.readinto(view[: piece.length - done])
+                        if not count:
+                            raise IncompleteReadError(
+                                actual_bytes=done, expected_bytes=piece.length
+                            )
+                        _write(self._descriptor, view[:count], piece.offset + done)
+                        done += count
                 # At the end botocore compares a checksum that came with it.
                 body.read()
 
@@ -275,8 +274,17 @@ class _Download:
 _NOTHING = Piece(1, 0, 0)
 
 
-def _write(handle: int, data: bytes | bytearray, offset: int) -> None:
-    with memoryview(data) as view:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(handle, view[done:], offset + done)
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def _before_first_hole(descriptor: int) -> int:
+    """How many bytes a file has that were all written."""
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # it is empty
+            return 0
+        raise

@@ -65,6 +65,27 @@ def test_only_what_is_missing_is_fetched(
     assert in_cache(store) == [store.cache.path(ref.sha256)]
 
 
+def test_what_lies_behind_a_hole_is_fetched_again(
+    store: Store, write_file: WriteFile, ranges: list[str], tmp_path: Path
+) -> None:
+    data = os.urandom(17 * MIB)
+    path, ref = write_file("engine", data)
+    store.put_file(path, ref)
+    with suppress(KeyboardInterrupt), store.cache.resuming(ref) as stream:
+        assert stream is not None
+        stream.write(data[: 4 * MIB])
+        stream.seek(10 * MIB)
+        stream.write(data[10 * MIB : 15 * MIB])
+        raise KeyboardInterrupt
+    store.get_file(ref.sha256, ref.size_bytes, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    assert sorted(ranges) == [
+        f"bytes={14 * MIB}-{17 * MIB - 1}",
+        f"bytes={4 * MIB}-{9 * MIB - 1}",
+        f"bytes={9 * MIB}-{14 * MIB - 1}",
+    ]
+
+
 @pytest.mark.parametrize("size_bytes", [3 * MIB, 17 * MIB])
 @pytest.mark.parametrize("what", ["other bytes", "all of it", "too much"])
 def test_whatever_was_left_the_bytes_come_out_right(

@@ -108,4 +108,4 @@ def stack() -> Iterator[StackInfo]:
         shutil.rmtree(home, ignore_errors=True)
 
     with _removed_at_the_end(clean_up):
-        yield up(home, StackPorts.free())
+        yield up(home, StackPorts.free(), workers=False)

@@ -71,6 +71,7 @@ class Settings(BaseSettings):
         toolchain_python: Interpreter that has PyTorch and transformers: the toolchain of aoti, and
             of the reference that every engine is compared with.
         trtllm_python: Interpreter that has TensorRT-LLM; None: there is none.
+        catalog: File of the catalogue; None: the one that is installed with trtforge.
     """
 
     model_config = SettingsConfigDict(
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
     )
     toolchain_python: Path = Path(sys.executable)
     trtllm_python: Path | None = None
+    catalog: Path | None = None
 
     @field_validator("home")
     @classmethod
@@ -201,9 +203,13 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         # Otherwise a missing server is silently replaced by a temporary one.
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_CLIENT_MAX_RETRIES": "8",
+        # What the server answers while its database is away.
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         # The library's warnings belong into the run's log.
         "PREFECT_LOGGING_EXTRA_LOGGERS": "trtforge",
+        # Prefect's own configuration, and the filters that take secrets out.
+        "PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml")),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

@@ -12,6 +12,7 @@ import socket
 import stat
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from trtforge.stack import state as stack_state
 from trtforge.stack.state import StackState
 
 NAMES = {"S3 (SeaweedFS)", "PostgreSQL", "Prefect server"}
+WORKERS = {"CPU worker", "GPU stand-in worker"}
 
 
 def new_home() -> Path:
@@ -55,7 +57,7 @@ def own() -> Iterator[StackInfo]:
     home = new_home()
     atexit.register(down, home)
     try:
-        yield up(home, StackPorts.free())
+        yield up(home, StackPorts.free(), workers=False)
     finally:
         down(home)
         atexit.unregister(down)
@@ -63,7 +65,7 @@ def own() -> Iterator[StackInfo]:
 
 
 def pids(home: Path) -> dict[str, int | None]:
-    return {service.name: service.pid for service in status(home)}
+    return {service.name: service.pid for service in status(home) if service.name in NAMES}
 
 
 def tree(home: Path) -> list[psutil.Process]:
@@ -92,11 +94,12 @@ def s3_of(info: StackInfo) -> Any:
     )
 
 
-def test_every_service_is_healthy_after_up(own: StackInfo) -> None:
-    services = status(own.home)
-    assert {s.name for s in services} == NAMES == set(own.started)
-    assert all(s.running and s.healthy for s in services)
-    assert all(s.log_path.stat().st_size > 0 for s in services)
+def test_every_service_is_healthy_after_up_and_workers_were_not_asked_for(own: StackInfo) -> None:
+    assert set(own.started) == NAMES
+    states = {service.name: service.state for service in status(own.home)}
+    assert states == dict.fromkeys(NAMES, "healthy") | dict.fromkeys(WORKERS, "stopped")
+    logs = [service.log_path for service in status(own.home) if service.name in NAMES]
+    assert all(log.stat().st_size > 0 for log in logs)
 
 
 def test_it_listens_on_loopback_only(own: StackInfo) -> None:
@@ -140,9 +143,9 @@ def test_the_ui_is_told_where_its_api_is_and_nothing_is_reported_home(own: Stack
 def test_the_prefect_api_is_for_those_who_know_its_password(own: StackInfo) -> None:
     api, password = own.prefect_api_url, prefect_password(own)
     body = {"name": "theirs", "value": "1"}
-    assert httpx.post(f"{api}/variables/filter", json={}).status_code == 401
-    wrong = httpx.post(f"{api}/variables/filter", json={}, auth=("trtforge", "guess"))
-    assert wrong.status_code == 401
+    for guess in (None, ("trtforge", "guess")):
+        for path in ("variables/name/theirs", "csrf-token?client=me", "admin/settings"):
+            assert httpx.get(f"{api}/{path}", auth=guess).status_code == 401
     # A page in the browser of somebody who is logged in does not know the token.
     forged = httpx.post(f"{api}/variables/", json=body, auth=("trtforge", password))
     assert (forged.status_code, forged.json()["detail"]) == (403, "Missing CSRF token.")
@@ -168,7 +171,7 @@ def test_a_home_of_an_older_version_gets_a_password_and_a_server_that_asks_for_i
     del state["prefect_auth"]
     own.credentials_path.write_text(json.dumps(state))
     assert load_home(own).prefect_auth is None
-    again = up(own.home)
+    again = up(own.home, workers=False)
     assert again.started == ("Prefect server",)
     assert load_home(own).prefect_auth is not None
     prefect_http(own).close()
@@ -186,7 +189,7 @@ def test_objects_cannot_be_read_past_the_s3_api(own: StackInfo) -> None:
 def test_a_second_up_starts_nothing(own: StackInfo) -> None:
     before = pids(own.home)
     lines: list[str] = []
-    again = up(own.home, announce=lines.append)
+    again = up(own.home, announce=lines.append, workers=False)
     assert again.started == ()
     assert pids(own.home) == before
     assert again.prefect_api_url == own.prefect_api_url
@@ -197,7 +200,9 @@ def test_a_second_up_starts_nothing(own: StackInfo) -> None:
 def test_two_ups_at_once_start_each_service_once(own: StackInfo) -> None:
     down(own.home)
     infos: list[StackInfo] = []
-    threads = [threading.Thread(target=lambda: infos.append(up(own.home))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: infos.append(up(own.home, workers=False))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -206,26 +211,27 @@ def test_two_ups_at_once_start_each_service_once(own: StackInfo) -> None:
     assert [set(info.started) for info in started] == [set(), NAMES]
 
 
-def test_objects_and_the_database_survive_a_kill(own: StackInfo) -> None:
+@pytest.mark.parametrize("killed", sorted(NAMES))
+def test_a_killed_service_alone_is_started_again_with_its_data(own: StackInfo, killed: str) -> None:
     body = os.urandom(5_000_000)
     s3_of(own).put_object(Bucket=own.s3_bucket, Key="kept", Body=body)
-    variable = {"name": "kept", "value": "yes"}
-    http = prefect_http(own)
-    http.post("variables/", json=variable).raise_for_status()
+    variable = {"name": f"kept_{uuid.uuid4().hex}", "value": "yes"}
+    prefect_http(own).post("variables/", json=variable).raise_for_status()
     before = pids(own.home)
-    for name in ("S3 (SeaweedFS)", "PostgreSQL"):
-        os.kill(before[name] or 0, signal.SIGKILL)
-    again = up(own.home)
-    assert set(again.started) == {"S3 (SeaweedFS)", "PostgreSQL"}
-    assert pids(own.home)["Prefect server"] == before["Prefect server"]
+    os.kill(before[killed] or 0, signal.SIGKILL)
+    assert {s.name: s.state for s in status(own.home)}[killed] == "dead"
+    assert up(own.home, workers=False).started == (killed,)
+    after = pids(own.home)
+    assert [name for name in NAMES if after[name] != before[name]] == [killed]
     assert s3_of(own).get_object(Bucket=own.s3_bucket, Key="kept")["Body"].read() == body
-    assert http.get("variables/name/kept").raise_for_status().json()["value"] == "yes"
+    answer = prefect_http(own).get(f"variables/name/{variable['name']}").raise_for_status()
+    assert answer.json()["value"] == "yes"
 
 
 def test_a_service_whose_pid_file_was_lost_is_found_again(own: StackInfo) -> None:
     before = pids(own.home)
     (own.home / "run" / "seaweedfs.json").unlink()
-    assert up(own.home).started == ()
+    assert up(own.home, workers=False).started == ()
     assert pids(own.home) == before
 
 
@@ -245,7 +251,7 @@ def test_a_recycled_pid_is_neither_believed_nor_killed(tmp_path: Path) -> None:
 
 def test_other_ports_are_refused_while_it_runs(own: StackInfo) -> None:
     with pytest.raises(StackMovedError, match="trtforge down"):
-        up(own.home, StackPorts.free())
+        up(own.home, StackPorts.free(), workers=False)
 
 
 def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started() -> None:
@@ -255,7 +261,7 @@ def test_a_taken_port_is_named_with_its_holder_and_nothing_is_started() -> None:
         holder.listen()
         try:
             with pytest.raises(PortTakenError) as caught:
-                up(home, ports)
+                up(home, ports, workers=False)
         finally:
             running = [s for s in status(home) if s.running]
             down(home)

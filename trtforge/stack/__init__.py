@@ -1,4 +1,4 @@
-"""The embedded stack: S3 (SeaweedFS), PostgreSQL and a Prefect server, all on 127.0.0.1.
+"""The embedded stack: S3 (SeaweedFS), PostgreSQL, a Prefect server and workers, on 127.0.0.1.
 
 `up` starts what does not run, `down` stops all, `status` tells. Everything lies under one home:
 `s3/`, `postgres/`, `prefect/` (data), `logs/`, `run/` (pid files, lock), and `credentials.json`.
@@ -20,6 +20,7 @@ from trtforge.stack import state as state_file
 from trtforge.stack.ports import LOOPBACK, PortTakenError, StackPorts
 from trtforge.stack.service import (
     Announce,
+    Service,
     ServiceStartError,
     ServiceStatus,
     clear_the_way,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trtforge.stack.postgres import Postgres
     from trtforge.stack.prefect_server import PrefectServer
     from trtforge.stack.seaweedfs import SeaweedFS
+    from trtforge.stack.worker import WorkerLogin
 
 __all__ = [
     "LOOPBACK",
@@ -44,6 +46,7 @@ __all__ = [
     "StackMovedError",
     "StackPorts",
     "down",
+    "services",
     "status",
     "up",
 ]
@@ -81,7 +84,10 @@ class _Services:
 
 
 def up(
-    home: Path, ports: StackPorts | None = None, announce: Announce = lambda _: None
+    home: Path,
+    ports: StackPorts | None = None,
+    announce: Announce = lambda _: None,
+    workers: bool = True,
 ) -> StackInfo:
     """Start whatever of the stack does not run, wait until all is healthy, make the bucket.
 
@@ -90,11 +96,13 @@ def up(
         ports: Where to listen. None: as the environment says (`TRTFORGE_S3_PORT`, …), else as
             the last time, else the defaults.
         announce: Gets one line per event; may be called from any thread, one call at a time.
+        workers: Also deploy the flows and start the workers. False leaves those that run alone.
 
     Raises:
         PortTakenError: Something else listens on a port; nothing was started.
         ServiceStartError: A service did not become healthy. What did start keeps running.
         StackMovedError: It runs already, on other ports.
+        StackDeployError: The flows could not be deployed. The services keep running.
     """
     home = _make_home(home)
     announce = _one_at_a_time(announce)
@@ -108,23 +116,30 @@ def up(
             # A server of an older trtforge, which lets everybody in.
             stop(_services(home, state).prefect)
         state_file.write(home, state)
-        services = _services(home, state)
-        started = _start(services, announce)
-        services.s3.ensure_bucket(state.s3.bucket)
+        base = _services(home, state)
+        started = _start(base, announce)
+        base.s3.ensure_bucket(state.s3.bucket)
+        if workers:
+            from trtforge.stack.workforce import start_workers
+
+            started += start_workers(home, _login(state), announce)
     return StackInfo(
         home=home,
         s3_endpoint_url=state.s3.endpoint_url,
         s3_bucket=state.s3.bucket,
         s3_region=state.s3.region,
         prefect_api_url=state.prefect_api_url,
-        prefect_ui_url=services.prefect.address,
+        prefect_ui_url=base.prefect.address,
         credentials_path=home / state_file.FILE_NAME,
         started=started,
     )
 
 
 def down(home: Path, announce: Announce = lambda _: None) -> None:
-    """Stop the stack of this home, in the reverse order of its start. Its data stays."""
+    """Stop the stack of this home, in the reverse order of its start. Its data stays.
+
+    Runs that its workers have in progress are ended, and are "Cancelled" when the server is back.
+    """
     home = home.resolve()
     if not home.exists():
         return
@@ -132,6 +147,9 @@ def down(home: Path, announce: Announce = lambda _: None) -> None:
         state = state_file.read(home)
         if state is None:
             return
+        from trtforge.stack.workforce import end_workers
+
+        end_workers(home, _login(state), announce)
         for service in reversed(_services(home, state).in_order()):
             if service.find() is not None:
                 announce(f"stopping {service.name}")
@@ -141,11 +159,14 @@ def down(home: Path, announce: Announce = lambda _: None) -> None:
 
 def status(home: Path) -> list[ServiceStatus]:
     """How each service of this home is doing; empty if `up` never ran there."""
+    return [status_of(service) for service in services(home)]
+
+
+def services(home: Path) -> tuple[Service, ...]:
+    """Every service of this home, running or not; empty if `up` never ran there."""
     home = home.resolve()
     state = state_file.read(home)
-    if state is None:
-        return []
-    return [status_of(service) for service in _services(home, state).in_order()]
+    return () if state is None else _everything(home, state)
 
 
 def _start(services: _Services, announce: Announce) -> tuple[str, ...]:
@@ -169,6 +190,18 @@ def _start(services: _Services, announce: Announce) -> tuple[str, ...]:
             # Also on Ctrl-C: do not sit out the other one's time limit.
             cancelled.set()
             raise
+
+
+def _everything(home: Path, state: StackState) -> tuple[Service, ...]:
+    from trtforge.stack.workforce import workers_of
+
+    return *_services(home, state).in_order(), *workers_of(home, _login(state))
+
+
+def _login(state: StackState) -> "WorkerLogin":
+    from trtforge.stack.worker import WorkerLogin
+
+    return WorkerLogin(state.prefect_api_url, state.prefect_auth or ":")
 
 
 def _services(home: Path, state: StackState) -> _Services:
@@ -230,7 +263,7 @@ def _fresh_prefect_auth() -> str:
 def _refuse_to_move(home: Path, previous: StackState | None, ports: StackPorts) -> None:
     if previous is None or previous.ports == ports.model_dump():
         return
-    running = [s.name for s in _services(home, previous).in_order() if s.find() is not None]
+    running = [s.name for s in _everything(home, previous) if s.find() is not None]
     if running:
         raise StackMovedError(
             f"{', '.join(running)} already run on other ports: {previous.ports}",

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ import psutil
 # A process is also marked in its environment: a starter killed between the start and the writing
 # of the pid file leaves no orphan that nobody knows.
 _MARK = "TRTFORGE_SERVICE"
+# What it starts in its turn inherits the mark; this number tells the service itself from those.
+_MARKED_PID = "TRTFORGE_SERVICE_PID"
+_WITH_PID = f'{_MARKED_PID}=$$; export {_MARKED_PID}; exec "$@"'
 _POLL_S = 0.05
 _KILL_WAIT_S = 10.0
 
@@ -53,7 +57,7 @@ def spawn(command: Command, *, mark: str, log: Path, pid_file: Path) -> psutil.P
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "ab") as output:
         child = subprocess.Popen(
-            command.argv,
+            ("/bin/sh", "-c", _WITH_PID, "sh", *command.argv),
             cwd=command.directory,
             env=command.environment | {_MARK: mark},
             stdin=subprocess.DEVNULL,
@@ -77,16 +81,22 @@ def find(pid_file: Path, mark: str) -> psutil.Process | None:
         process = _process_of(record)
         if process is not None:
             return process
+    for process, environment in marked(mark):
+        if environment.get(_MARKED_PID) == str(process.pid):
+            _write_record(pid_file, process)
+            return process
+    return None
+
+
+def marked(mark: str) -> list[tuple[psutil.Process, dict[str, str]]]:
+    """The service and all that came of it, in whatever session, each with its environment."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if (
-                os.getsid(process.pid) == process.pid
-                and process.environ().get(_MARK) == mark
-                and alive(process)
-            ):
-                _write_record(pid_file, process)
-                return process
-    return None
+            environment = process.environ()
+            if environment.get(_MARK) == mark and alive(process):
+                found.append((process, environment))
+    return found
 
 
 def alive(process: psutil.Process) -> bool:
@@ -100,7 +110,14 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def stop(pid_file: Path, mark: str, *, first_signal: signal.Signals, grace_s: float) -> None:
+def stop(
+    pid_file: Path,
+    mark: str,
+    *,
+    first_signal: signal.Signals,
+    grace_s: float,
+    children: bool = True,
+) -> None:
     """End the service and everything in its session; does nothing if nothing runs.
 
     Args:
@@ -108,27 +125,42 @@ def stop(pid_file: Path, mark: str, *, first_signal: signal.Signals, grace_s: fl
         mark: As given to `spawn`.
         first_signal: The polite request, sent to the leader alone.
         grace_s: How long to wait for the leader before SIGKILL.
+        children: Its children go too, also those in sessions of their own.
     """
     leader = find(pid_file, mark)
     record = _read_record(pid_file)
     members = _session_of(record) if record is not None else []
     if leader is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            # PostgreSQL's children have sessions of their own.
-            members += leader.children(recursive=True)
+            members.append(leader)
+            if children:
+                # PostgreSQL's have sessions of their own.
+                members += leader.children(recursive=True)
             leader.send_signal(first_signal)
-        deadline = time.monotonic() + grace_s
-        while alive(leader) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+        wait_gone([leader], grace_s)
     if record is not None:
         members = list({*members, *_session_of(record)})
-    for process in members:
+    kill(members)
+    pid_file.unlink(missing_ok=True)
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL them, and wait until they are gone."""
+    processes = list(processes)
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    deadline = time.monotonic() + _KILL_WAIT_S
-    while any(alive(process) for process in members) and time.monotonic() < deadline:
+    wait_gone(processes, _KILL_WAIT_S)
+
+
+def wait_gone(processes: Sequence[psutil.Process], patience_s: float) -> bool:
+    """Wait until none of them runs; False if some still do after `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while any(alive(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(_POLL_S)
-    pid_file.unlink(missing_ok=True)
+    return True
 
 
 def _session_of(record: _Record) -> list[psutil.Process]:

@@ -32,14 +32,36 @@ class ServiceStartError(ServiceError):
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """How one service is doing. `address` is where clients find it, `healthy` implies `running`."""
+    """How one service is doing.
+
+    Attributes:
+        name: For people.
+        slug: For `trtforge logs`.
+        running: Its process is there.
+        healthy: It can be used; implies `running`.
+        dead: It was started and not stopped, and yet its process is gone.
+        problem: Why a running one is not healthy.
+        pid: Of the process.
+        address: Where clients find it.
+        log_path: Its log.
+    """
 
     name: str
+    slug: str
     running: bool
     healthy: bool
+    dead: bool
+    problem: str
     pid: int | None
     address: str
     log_path: Path
+
+    @property
+    def state(self) -> str:
+        """In one word: healthy, running (and no more), dead or stopped."""
+        if self.healthy:
+            return "healthy"
+        return "running" if self.running else "dead" if self.dead else "stopped"
 
 
 class Service(ABC):
@@ -51,6 +73,7 @@ class Service(ABC):
         start_timeout_s: How long it may take to become healthy.
         stop_signal: What asks it to end cleanly.
         stop_grace_s: How long it may take to do so before SIGKILL.
+        ends_children: Whether what it started ends with it.
         secrets: Strings never to quote from its log.
     """
 
@@ -59,6 +82,7 @@ class Service(ABC):
     start_timeout_s: ClassVar[float] = 60.0
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_grace_s: ClassVar[float] = 15.0
+    ends_children: ClassVar[bool] = True
     secrets: tuple[str, ...] = ()
 
     def __init__(self, home: Path) -> None:
@@ -166,6 +190,7 @@ def stop(service: Service) -> None:
         service.mark,
         first_signal=service.stop_signal,
         grace_s=service.stop_grace_s,
+        children=service.ends_children,
     )
     service.tidy()
 
@@ -173,10 +198,14 @@ def stop(service: Service) -> None:
 def status_of(service: Service) -> ServiceStatus:
     """How the service is doing now; changes nothing."""
     leader = service.find()
+    problem = service.unhealthy() if leader is not None else ""
     return ServiceStatus(
         name=service.name,
+        slug=service.slug,
         running=leader is not None,
-        healthy=leader is not None and not service.unhealthy(),
+        healthy=leader is not None and not problem,
+        dead=leader is None and service.pid_file.exists(),
+        problem=problem,
         pid=leader.pid if leader is not None else None,
         address=service.address,
         log_path=service.log_path,

@@ -9,18 +9,23 @@ from trtforge.engines.base import Toolchain
 from trtforge.engines.standin import STANDIN_NOTICE, is_standin
 from trtforge.files import FileRef
 from trtforge.store import Manifest
+from trtforge.store.gates import failed_gates
 
 _LIMITS = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
 
 
 @dataclass(frozen=True)
 class StageLine:
-    """One stage of the build that made the card: how it ended, in `seconds`."""
+    """One stage of the build that made the card: how it ended, in `seconds`.
+
+    `log` is the address (`s3://…`) of the toolchain's log, from the run that made the stage.
+    """
 
     stage: str
     hit: bool
     seconds: float
     detail: str
+    log: str = ""
 
 
 def engine_card(
@@ -30,6 +35,7 @@ def engine_card(
     aliases: Sequence[str] = (),
     answer: Mapping[str, Any] | None = None,
     stages: Sequence[StageLine] = (),
+    gates: str = "",
 ) -> str:
     """Markdown about one engine.
 
@@ -38,6 +44,7 @@ def engine_card(
         aliases: Names that point at it.
         answer: What the published copy answered (the publish stage's `answer`).
         stages: How this build went; empty when the card is shown later.
+        gates: How it stands with its gates now (`GateState.describe`), where it failed one.
     """
     core = manifest.core
     toolchain = core.built_with
@@ -48,7 +55,6 @@ def engine_card(
             ("", ""),
             [
                 ("Engine id", f"`{manifest.engine_id}`"),
-                ("Where", f"`{location}`"),
                 ("Aliases", ", ".join(f"`{name}`" for name in aliases) or "none"),
                 ("Model", f"{core.model.name} from `{core.model.source}`"),
                 *([("Commit", f"`{core.model.revision}`")] if core.model.revision else []),
@@ -56,11 +62,13 @@ def engine_card(
                 ("Backend", f"{toolchain.backend} {toolchain.backend_version}"),
                 ("Valid on", toolchain.gpu_name or f"CPU {toolchain.cpu}"),
                 *_toolchain(toolchain),
-                ("Gates", _gates(core.gates)),
+                ("Gates", f"**{gates}**" if gates else _gates(core.gates)),
                 ("Size", f"{len(core.files)} files, {core.size_bytes / 1e6:.1f} MB"),
                 ("Published", f"{manifest.created_at:%Y-%m-%d %H:%M} UTC"),
             ],
         ),
+        # Not in the table: it is too long for a cell, and a block of its own can be scrolled.
+        f"```text\n{location}\n```",
         "## Asked for, and in effect",
         _asked_and_effective(core.spec, core.config),
     ]
@@ -80,20 +88,23 @@ def engine_card(
 
 
 def benchmark_rows(benchmark: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The benchmark table, engine beside eager, one row per concurrency."""
+    """The benchmark table, engine beside eager, one row per concurrency.
+
+    What counts most is first: a narrow window of the Prefect UI shows only the first columns.
+    """
     rows = []
     for mine, theirs in zip(benchmark["engine"], benchmark["eager"], strict=True):
         engine, eager = Measurement.from_json(mine), Measurement.from_json(theirs)
         rows.append(
             {
                 "Concurrency": str(engine.concurrency),
+                "Output tokens/s": f"{engine.output_tokens_per_s:.1f}",
+                "eager tokens/s": f"{eager.output_tokens_per_s:.1f}",
+                "Ratio": f"{engine.output_tokens_per_s / eager.output_tokens_per_s:.2f}×",
                 "TTFT": f"{engine.ttft_s * 1e3:.0f} ms",
                 "eager TTFT": f"{eager.ttft_s * 1e3:.0f} ms",
                 "ITL": f"{engine.itl_s * 1e3:.1f} ms",
                 "eager ITL": f"{eager.itl_s * 1e3:.1f} ms",
-                "Output tokens/s": f"{engine.output_tokens_per_s:.1f}",
-                "eager tokens/s": f"{eager.output_tokens_per_s:.1f}",
-                "Ratio": f"{engine.output_tokens_per_s / eager.output_tokens_per_s:.2f}×",
             }
         )
     return rows
@@ -113,6 +124,9 @@ def _toolchain(toolchain: Toolchain) -> list[tuple[str, str]]:
 
 
 def _gates(gates: Mapping[str, Any]) -> str:
+    failed = failed_gates(gates)
+    if failed:
+        return f"**{', '.join(failed)} failed**"
     passed = [name for name, told in gates.items() if isinstance(told, dict) and told.get("passed")]
     return f"{', '.join(passed)} passed" if passed else "none"
 
@@ -150,13 +164,16 @@ def _asked_and_effective(spec: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def _stages(stages: Sequence[StageLine]) -> str:
-    return _table(
+    table = _table(
         ("Stage", "", "Time", "What"),
         [
             (line.stage, "found" if line.hit else "made", f"{line.seconds:.1f} s", line.detail)
             for line in stages
         ],
     )
+    # Below the table: addresses are long, and a table would be as wide as they are.
+    logs = [f"- log of {line.stage}: `{line.log}`" for line in stages if line.log]
+    return "\n".join([table, "", *logs]) if logs else table
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from tasks.events import published_payload
 from trtforge.benchmark.metrics import Measurement
 from trtforge.card import StageLine, benchmark_rows, engine_card
 from trtforge.engines.base import Toolchain
@@ -76,6 +77,36 @@ def manifest(
     return Manifest.of(core, benchmark=benchmark)
 
 
+def test_the_log_of_a_stage_is_named_below_the_table() -> None:
+    stages = [
+        StageLine("pull", True, 0.1, "1 MB"),
+        StageLine("compile", False, 70.0, "compiled cold", log="s3://b/runs/r/logs/compile/x.log"),
+    ]
+    card = engine_card(manifest(), location=LOCATION, stages=stages)
+    assert "- log of compile: `s3://b/runs/r/logs/compile/x.log`\n" in card
+    assert "log of pull" not in card
+    [how] = [table for table in tables(card) if table[0][0] == "Stage"]
+    assert [row[0] for row in how] == ["Stage", "pull", "compile"]
+
+
+def test_the_event_of_a_published_engine_tells_what_a_receiver_acts_on() -> None:
+    engine = manifest()
+    payload = published_payload(engine, LOCATION, {"prod": False, "latest": True})
+    told = {name: payload[name] for name in ("engine_id", "model", "revision", "backend", "gpu")}
+    assert told == {
+        "engine_id": engine.engine_id,
+        "model": "tiny",
+        "revision": "c0ffee",
+        "backend": "aoti",
+        "gpu": "cpu-x86-64-avx2",
+    }
+    assert (payload["aliases"], payload["moved"]) == (["latest", "prod"], ["latest"])
+    # The best throughput is the second one's: 160 at a concurrency of 4, where eager has 200.
+    assert (payload["concurrency"], payload["output_tokens_per_s"]) == (4, 160.0)
+    assert payload["over_eager"] == 0.8
+    assert "output_tokens_per_s" not in published_payload(manifest(benchmark=None), LOCATION, {})
+
+
 def tables(card: str) -> list[list[list[str]]]:
     """The card's tables as a markdown reader sees them: cells of rows, the header first."""
     found: list[list[list[str]]] = []
@@ -101,9 +132,10 @@ def facts(card: str) -> Mapping[str, str]:
 
 def test_it_says_which_engine_this_is_and_where_it_is_valid() -> None:
     engine = manifest()
-    shown = facts(engine_card(engine, location=LOCATION, aliases=["latest", "prod"]))
+    card = engine_card(engine, location=LOCATION, aliases=["latest", "prod"])
+    assert LOCATION in card.splitlines()
+    shown = facts(card)
     assert shown["Engine id"] == engine.engine_id
-    assert shown["Where"] == LOCATION
     assert shown["Aliases"] == "latest, prod"
     assert shown["Model"] == "tiny from hf://acme/tiny@main"
     assert shown["Licence"] == "apache-2.0"
@@ -134,14 +166,15 @@ def test_the_engine_is_measured_beside_eager() -> None:
     rows = benchmark_rows(BENCHMARK)
     assert rows[0] == {
         "Concurrency": "1",
+        "Output tokens/s": "80.0",
+        "eager tokens/s": "40.0",
+        "Ratio": "2.00×",
         "TTFT": "50 ms",
         "eager TTFT": "100 ms",
         "ITL": "10.2 ms",
         "eager ITL": "20.0 ms",
-        "Output tokens/s": "80.0",
-        "eager tokens/s": "40.0",
-        "Ratio": "2.00×",
     }
+    assert list(rows[0])[:4] == ["Concurrency", "Output tokens/s", "eager tokens/s", "Ratio"]
     assert rows[1]["Ratio"] == "0.80×"
     card = engine_card(manifest(), location=LOCATION)
     assert tables(card)[2] == [list(rows[0]), *(list(row.values()) for row in rows)]

@@ -1,0 +1,118 @@
+"""The flow maintain-store on a real Prefect server and a bucket of its own."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import prefect.settings as prefect_settings
+import pytest
+from prebuilt import prebuild, tiny_weights, toolchain_of
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from trtforge.settings import load_settings, prefect_environment
+from trtforge.spec import parse_spec
+from trtforge.stack import StackInfo
+from trtforge.stages.stage import Workshop
+from trtforge.stages.workshop import open_workshop
+from trtforge.store import Manifest
+from trtforge.store.layout import blob_key
+
+
+@pytest.fixture(scope="module")
+def client(stack: StackInfo) -> Iterator[SyncPrefectClient]:
+    """This process as a client of the server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTFORGE_HOME", str(stack.home))
+        environment = prefect_environment(load_settings())
+    # Prefect makes no parents.
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
+    told: dict[Any, Any] = {
+        getattr(prefect_settings, name): environment[name] for name in names if name in environment
+    }
+    told[prefect_settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
+    told[prefect_settings.PREFECT_LOGGING_TO_API_ENABLED] = False
+    with prefect_settings.temporary_settings(told), get_client(sync_client=True) as found:
+        yield found
+
+
+@pytest.fixture
+def shop(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """The store that the flow looks after."""
+    monkeypatch.setenv("TRTFORGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRTFORGE_S3_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("TRTFORGE_S3_BUCKET", s3.bucket)
+    monkeypatch.setenv("TRTFORGE_S3_ACCESS_KEY_ID", s3.access_key_id)
+    monkeypatch.setenv("TRTFORGE_S3_SECRET_ACCESS_KEY", s3.secret_access_key)
+    shop = open_workshop()
+    shop.work_root.mkdir(parents=True)
+    return shop
+
+
+@pytest.fixture
+def engine(shop: Workshop, tmp_path: Path) -> Manifest:
+    """An engine in use."""
+    source = tiny_weights(tmp_path / "weights", "weights")
+    spec = parse_spec({"model": {"source": str(source)}})
+    manifest = prebuild(shop, spec, toolchain_of())
+    assert manifest is not None
+    return manifest
+
+
+def maintain(**parameters: Any) -> Any:
+    from flows.maintain_store import maintain_store
+
+    return maintain_store(**parameters, return_state=True)
+
+
+def table(client: SyncPrefectClient) -> dict[str, str]:
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["store-health"]))
+    newest = max(client.read_artifacts(artifact_filter=wanted), key=lambda a: str(a.created))
+    return {row["What"]: row["Figure"] for row in json.loads(str(newest.data))}
+
+
+def test_a_round_through_a_store_that_is_whole(
+    client: SyncPrefectClient, shop: Workshop, engine: Manifest
+) -> None:
+    state = maintain(read_all_within_days=1)
+    assert state.is_completed()
+    shown = table(client)
+    assert shown["State"] == "whole"
+    assert shown["Engines"] == "1"
+    assert shown["Aliases"] == "1"
+    blobs = len(list(shop.store.bucket.keys("blobs/")))
+    assert shown["Read now"].endswith(f" in {blobs} blobs")
+    assert shop.store.get_manifest(engine.engine_id) == engine
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_dry_run_deletes_nothing_and_tells_what_would_go(
+    client: SyncPrefectClient, shop: Workshop, s3: Any
+) -> None:
+    s3.client.create_multipart_upload(Bucket=s3.bucket, Key="blobs/sha256/ab/half")
+    assert maintain(dry_run=True, uploads_days=0).is_completed()
+    assert table(client)["Reclaimable"] == "0 B in 1 objects"
+    assert table(client)["Unfinished uploads"] == "1, the oldest begun 0 h ago"
+    assert s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads")
+
+    assert maintain(uploads_days=0).is_completed()
+    assert table(client)["Freed now"] == "0 B in 1 objects"
+    assert table(client)["Unfinished uploads"] == "0"
+    assert not s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads")
+    assert len(list(shop.store.list_manifests())) == 1
+
+
+def test_damage_fails_the_run_and_names_the_engine(
+    client: SyncPrefectClient, shop: Workshop, engine: Manifest
+) -> None:
+    lost = next(ref for ref in engine.core.files if ref.path == "rank0.engine")
+    key = blob_key(lost.sha256)
+    shop.store.bucket.delete(key)
+    state = maintain(read_all_within_days=1)
+    assert state.is_failed()
+    assert key in state.message
+    assert f"engine {engine.engine_id[:12]}" in state.message
+    assert table(client)["State"] == "1 objects damaged"
+    assert key in table(client)["Damaged"]

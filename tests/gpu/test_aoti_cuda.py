@@ -4,6 +4,9 @@ Talks to the drivers directly, so that it also runs where only a toolchain is in
 `pytest --noconftest tests/gpu`.
 """
 
+import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,19 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine_dir(work_dir: Path) -> Path:
+def checkpoint_dir(work_dir: Path) -> Path:
     convert(_MODEL, work_dir / "checkpoint")
-    _build(work_dir, "engine", None)
-    return work_dir / "engine"
+    return work_dir / "checkpoint"
 
 
-def _build(work_dir: Path, name: str, cache_in: Path | None) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["graphs", "kernels"])
+def engine_dir(work_dir: Path, checkpoint_dir: Path, request: pytest.FixtureRequest) -> Path:
+    assert checkpoint_dir.is_dir()
+    _build(work_dir, request.param, None, request.param)
+    return work_dir / str(request.param)
+
+
+def _build(work_dir: Path, name: str, cache_in: Path | None, decode: str) -> dict[str, Any]:
     toolchain = run_driver(
         "trtforge.engines.aoti.probe_driver", {"device": "cuda"}, work_dir=work_dir, timeout_s=120
     )
@@ -48,6 +57,7 @@ def _build(work_dir: Path, name: str, cache_in: Path | None) -> dict[str, Any]:
             "cache_in": str(cache_in) if cache_in else None,
             "cache_out": str(work_dir / f"{name}.cache"),
             "device": "cuda",
+            "decode": decode,
             "toolchain_key": digest({"gpu": toolchain["gpu_name"]}),
             "limits": {
                 "max_batch_size": 3,
@@ -73,7 +83,7 @@ def test_answers_are_the_original_models(engine_dir: Path, work_dir: Path) -> No
             reference_jobs,
         ),
     ):
-        (work_dir / f"{who}-logits").mkdir()
+        (work_dir / f"{who}-logits").mkdir(exist_ok=True)
         result = run_driver(
             f"trtforge.engines.{module}.run_driver",
             {"threads": 0, "jobs": jobs, "logits_dir": str(work_dir / f"{who}-logits"), **extra},
@@ -94,5 +104,32 @@ def test_answers_are_the_original_models(engine_dir: Path, work_dir: Path) -> No
 
 
 def test_a_second_build_reuses_the_first_ones_kernels(engine_dir: Path, work_dir: Path) -> None:
-    again = _build(work_dir, "again", engine_dir.with_suffix(".cache"))
+    decode = engine_dir.name
+    again = _build(work_dir, f"{decode}-again", engine_dir.with_suffix(".cache"), decode)
     assert all(graph["cached"] for graph in again["graphs"])
+
+
+def test_a_layer_of_a_step_is_five_kernels_and_copies_nothing(engine_dir: Path) -> None:
+    if engine_dir.name != "kernels":
+        pytest.skip("is about the kernels")
+    with zipfile.ZipFile(engine_dir.with_suffix(".cache")) as cache:
+        entries = json.loads(cache.read("index.json"))["entries"]
+        (key,) = (key for key, entry in entries.items() if entry["graph"] == "step_3")
+        (source,) = (name for name in entries[key]["files"] if name.endswith(".wrapper.cpp"))
+        text = cache.read(f"{key}/{source}").decode()
+    assert re.findall(r"^ +call_([a-z_]+)_\d+\(", text, re.MULTILINE) == [
+        *("rows_times_weights", "attend_to_cache"),
+        *["rows_times_weights"] * 3,
+    ]
+
+
+def test_the_toolchain_is_what_cuda_says_of_this_gpu(work_dir: Path) -> None:
+    toolchain = run_driver(
+        "trtforge.engines.aoti.probe_driver", {"device": "cuda"}, work_dir=work_dir, timeout_s=120
+    )
+    major, minor = torch.cuda.get_device_capability()
+    assert toolchain["gpu_name"] == torch.cuda.get_device_name()
+    assert toolchain["compute_capability"] == f"{major}.{minor}"
+    assert toolchain["backend_version"] == torch.__version__
+    assert toolchain["cuda_version"] == torch.version.cuda
+    assert toolchain["driver_version"]

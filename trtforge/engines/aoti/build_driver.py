@@ -2,7 +2,7 @@
 
 Request:  checkpoint_dir, engine_dir (must not exist), cache_in (path or null), cache_out,
           device, toolchain_key, limits {max_batch_size, max_input_len, max_seq_len,
-          max_num_tokens}
+          max_num_tokens}, decode ("graphs", or on a GPU "kernels")
 Result:   files (names below engine_dir), graphs [{name, cached, seconds}], effective {...},
           warnings [...]
 
@@ -34,12 +34,20 @@ INDUCTOR_OPTIONS: dict[str, Any] = {
     # Fused multiply-add: half the instructions of the row-by-row products, and less rounding.
     "cpp.enable_floating_point_contract_flag": "fast",
 }
+# The modules whose text decides what the graphs of an engine compute.
+_CODE = {
+    "graphs": ("graphs",),
+    "kernels": (
+        *("graphs", "step_graphs", "step_ops", "step_sizes"),
+        *("kernels", "attention_kernel", "tiles"),
+    ),
+}
 
 
 def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     import torch
 
-    from trtforge.engines.aoti.graphs import LayerShape, Limits, graph_names, identity
+    from trtforge.engines.aoti.graphs import LayerShape, Limits
 
     checkpoint = Path(request["checkpoint_dir"])
     config = json.loads((checkpoint / "config.json").read_text())
@@ -47,27 +55,34 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     asked = request["limits"]
     limits = Limits(asked["max_batch_size"], asked["max_input_len"], asked["max_seq_len"])
     shape = LayerShape.from_checkpoint(config)
-    device = request["device"]
+    device, decode = request["device"], request.get("decode", "graphs")
+    if decode == "kernels" and device != "cuda":
+        raise DriverError(
+            "kernels-need-a-gpu",
+            "the decode kernels are written for GPUs, and this engine is for a CPU",
+            "Leave engine.options.decode out",
+        )
+    identities = _identities(shape, limits, device, decode)
 
     cache, complaint = CompileCache(toolchain=request["toolchain_key"]), ""
     if request["cache_in"]:
         cache, complaint = CompileCache.load(Path(request["cache_in"]), request["toolchain_key"])
-    code = _sha256(Path(__file__).with_name("graphs.py").read_bytes())
+    code = _sha256(b"".join(_source(name) for name in _CODE[decode]))
     keys = {
         name: _sha256(
             json.dumps(
-                [request["toolchain_key"], code, INDUCTOR_OPTIONS, identity(name, shape, limits)],
-                sort_keys=True,
+                [request["toolchain_key"], code, INDUCTOR_OPTIONS, facts], sort_keys=True
             ).encode()
         )
-        for name in graph_names(limits, device)
+        for name, facts in identities.items()
     }
     missing = [name for name, key in keys.items() if cache.get(key) is None]
     graphs = [{"name": name, "cached": name not in missing, "seconds": 0.0} for name in keys]
     done = len(keys) - len(missing)
     report("compiling graphs", done, len(keys))
     entries = {name: cache.get(key) for name, key in keys.items()}
-    for name, files, seconds in _compile(missing, shape, limits, device):
+    parallel = device == "cpu" or decode == "kernels"
+    for name, files, seconds in _compile(missing, shape, limits, device, parallel):
         entries[name] = Entry(name, seconds, files)
         next(g for g in graphs if g["name"] == name)["seconds"] = seconds
         done += 1
@@ -89,6 +104,7 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     effective = {
         **asked,
         "device": device,
+        "decode": decode,
         "graphs": list(keys),
         "kv_cache_type": "CONTINUOUS",
         "kv_cache_bytes_per_sequence": 2
@@ -141,19 +157,37 @@ def _refuse_what_is_not_supported(config: dict[str, Any]) -> None:
         )
 
 
+def _identities(shape: Any, limits: Any, device: str, decode: str) -> "dict[str, dict[str, Any]]":
+    """What decides the code of each graph that is needed."""
+    from trtforge.engines.aoti import graphs
+
+    names = graphs.graph_names(limits, device)
+    if decode == "graphs":
+        return {name: graphs.identity(name, shape, limits) for name in names}
+    from trtforge.engines.aoti.step_sizes import step_identity, step_names
+
+    steps = step_names(limits.max_batch_size)
+    return {
+        "prefill": graphs.identity("prefill", shape, limits),
+        **{name: step_identity(name, shape, limits) for name in steps},
+    }
+
+
+def _source(module: str) -> bytes:
+    return Path(__file__).with_name(f"{module}.py").read_bytes()
+
+
 def _compile(
-    names: "list[str]", shape: Any, limits: Any, device: str
+    names: "list[str]", shape: Any, limits: Any, device: str, parallel: bool
 ) -> "Iterator[tuple[str, dict[str, bytes], float]]":
-    if not names:
-        return
-    # Forked workers share the import of torch. On a GPU one graph at a time: two would disturb
-    # each other's timing of kernels, and CUDA does not survive a fork.
-    workers = 1 if device == "cuda" else min(len(names), os.cpu_count() or 1)
-    if workers == 1:
+    workers = min(len(names), os.cpu_count() or 1) if parallel else 1
+    if workers <= 1:
         for name in names:
             yield name, *_compile_one(name, shape, limits, device)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+    # Forked workers share the import of torch, but CUDA does not survive a fork.
+    start = "spawn" if device == "cuda" else "fork"
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(start)) as pool:
         jobs = {pool.submit(_compile_one, n, shape, limits, device): n for n in names}
         for job in as_completed(jobs):
             try:
@@ -172,10 +206,15 @@ def _compile_one(
 ) -> "tuple[dict[str, bytes], float]":
     import torch._inductor
 
-    from trtforge.engines.aoti.graphs import export_graph
-
     started = time.monotonic()
-    program = export_graph(name, shape, limits, device)
+    if name.startswith("step_"):
+        from trtforge.engines.aoti.step_graphs import export_step
+
+        program = export_step(name, shape, limits, device)
+    else:
+        from trtforge.engines.aoti.graphs import export_graph
+
+        program = export_graph(name, shape, limits, device)
     inputs = program.example_inputs
     assert inputs is not None
     paths = torch._inductor.aot_compile(

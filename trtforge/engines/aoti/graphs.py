@@ -88,6 +88,11 @@ class LayerShape:
             "mlp.proj.weight": (self.hidden, self.intermediate),
         }
 
+    @property
+    def qkv_index(self) -> int:
+        """Where `attention.qkv.weight` is in `layer_weights`."""
+        return list(self.layer_weights()).index("attention.qkv.weight")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -159,7 +164,7 @@ def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> E
         return torch.zeros(size, dtype=dtype, device=device)
 
     if name.startswith("head"):
-        module: nn.Module = _Head(shape, rows)
+        module: nn.Module = Head(shape, rows)
         inputs: tuple[Tensor, ...] = (
             make((example_batch, shape.hidden)),
             make((shape.hidden,)),
@@ -173,14 +178,14 @@ def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> E
         if name == "prefill":
             tokens = Dim("tokens", min=1, max=limits.max_input_len)
             length = min(7, limits.max_input_len)
-            module = _PrefillLayer(shape)
+            module = PrefillLayer(shape)
             extra: tuple[Tensor, ...] = ()
             per_token, per_rope = per_row | {1: tokens}, per_row | {2: tokens}
             dynamic = (per_token, per_token, per_rope, per_rope)
         else:
             context = Dim("context", min=1, max=limits.max_seq_len)
             length = 1
-            module = _DecodeLayer(shape, rows)
+            module = DecodeLayer(shape, rows)
             extra = (make((example_batch, 1, 1, min(5, limits.max_seq_len)), torch.float32),)
             dynamic = (*(per_row,) * 4, per_row | {3: context})
         positions = torch.arange(length, device=device).expand(example_batch, length).contiguous()
@@ -192,7 +197,7 @@ def export_graph(name: str, shape: LayerShape, limits: Limits, device: str) -> E
         return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
 
 
-def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     return normed.to(x.dtype) * weight
@@ -238,7 +243,7 @@ class _Layer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated q (B, Q, S, D), rotated k and v (B, K, S, D)."""
         s = self.shape
-        x = _rms_norm(h, w["input_layernorm.weight"], s.norm_epsilon)
+        x = rms_norm(h, w["input_layernorm.weight"], s.norm_epsilon)
         qkv = self.linear(x, w["attention.qkv.weight"], w.get("attention.qkv.bias"))
         sizes = [n * s.head_size for n in (s.heads, s.kv_heads, s.kv_heads)]
         q, k, v = torch.split(qkv, sizes, -1)
@@ -249,7 +254,7 @@ class _Layer(nn.Module):
         """Output projection and MLP; `attended` is (B, Q, S, D)."""
         merged = attended.transpose(1, 2).flatten(2)
         h = h + self.linear(merged, w["attention.dense.weight"], w.get("attention.dense.bias"))
-        x = _rms_norm(h, w["post_layernorm.weight"], self.shape.norm_epsilon)
+        x = rms_norm(h, w["post_layernorm.weight"], self.shape.norm_epsilon)
         gated = F.silu(self.linear(x, w["mlp.fc.weight"])) * self.linear(x, w["mlp.gate.weight"])
         return h + self.linear(gated, w["mlp.proj.weight"])
 
@@ -264,7 +269,7 @@ class _Layer(nn.Module):
         cache.index_put_((rows, heads, positions[:, None, :]), values)
 
 
-class _PrefillLayer(_Layer):
+class PrefillLayer(_Layer):
     def forward(
         self,
         h: Tensor,
@@ -283,7 +288,7 @@ class _PrefillLayer(_Layer):
         return self.finish(h, attended, w)
 
 
-class _DecodeLayer(_Layer):
+class DecodeLayer(_Layer):
     def forward(
         self,
         h: Tensor,
@@ -334,7 +339,7 @@ class _DecodeLayer(_Layer):
         return mixed.to(q.dtype).reshape(1, s.heads, 1, s.head_size)
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     def __init__(self, shape: LayerShape, rows: int | None) -> None:
         super().__init__()
         self.epsilon = shape.norm_epsilon
@@ -342,7 +347,7 @@ class _Head(nn.Module):
 
     def forward(self, h: Tensor, norm: Tensor, lm_head: Tensor) -> Tensor:
         """h (B, H) → fp32 logits (B, V)."""
-        x = _rms_norm(h, norm, self.epsilon)
+        x = rms_norm(h, norm, self.epsilon)
         if self.rows is None:
             return F.linear(x, lm_head).float()
         return _rows_times(x, lm_head)

@@ -32,6 +32,7 @@ def run(request: dict[str, Any], report: Report) -> dict[str, Any]:
             sampling=Sampling(**job.get("sampling", {})),
             stop_ids=job.get("stop_ids", ()),
             keep_logits=keep_logits,
+            forced=job.get("forced"),
         )
 
     outputs = perform(request["jobs"], generate, Path(request["logits_dir"]), report)

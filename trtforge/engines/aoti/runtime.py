@@ -1,38 +1,22 @@
 """Run an aoti engine: token ids in, token ids, logits and times out."""
 
-import json
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from trtforge.engines.aoti.graphs import LayerShape, Limits, variant
+from trtforge.engines.aoti.decode import Decoder, GraphDecoder
+from trtforge.engines.aoti.loaded import Loaded, load
+from trtforge.engines.aoti.sampling import Chooser, Sampling
 from trtforge.engines.driver_main import DriverError
 
+__all__ = ["Engine", "Generation", "Sampling"]
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
-            raise DriverError(
-                "bad-sampling",
-                f"temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p:g} "
-                "is no way to choose a token",
-                "Use a temperature and top_k of 0 or more, and a top_p above 0 and up to 1",
-            )
+_GREEDY = Sampling()
 
 
 @dataclass
@@ -56,41 +40,19 @@ class Engine:
     Args:
         engine_dir: What the build driver made.
         threads: CPU threads; 0 leaves PyTorch's default.
+
+    Raises:
+        DriverError: `toolchain-mismatch` or `gpu-memory`.
     """
 
     def __init__(self, engine_dir: Path, threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
-        config = json.loads((engine_dir / "config.json").read_text())
-        self._model = config["pretrained_config"]
-        self._build = config["build_config"]
-        if config["version"] != torch.__version__:
-            raise DriverError(
-                "toolchain-mismatch",
-                f"the engine was compiled by PyTorch {config['version']}, "
-                f"this is {torch.__version__}",
-                "Run it with the version it was compiled with, or build it again",
-            )
-        self.device = torch.device(self._build["device"])
-        self.shape = LayerShape.from_checkpoint(self._model)
-        self.limits = Limits(
-            self._build["max_batch_size"], self._build["max_input_len"], self._build["max_seq_len"]
-        )
-        # Single-threaded: the engine is called by one thread, and CUDA graphs need it so.
-        self._graphs = {
-            name: torch._C._aoti.AOTIModelPackageLoader(
-                str(engine_dir / "rank0.pt2"), name, True, 1, -1
-            )
-            for name in self._build["graphs"]
-        }
-        weights = load_file(engine_dir / "rank0.safetensors", device=str(self.device))
-        self._embedding = weights["transformer.vocab_embedding.weight"]
-        self._head = [weights["transformer.ln_f.weight"], weights["lm_head.weight"]]
-        self._layers = [
-            [weights[f"transformer.layers.{i}.{name}"] for name in self.shape.layer_weights()]
-            for i in range(self._model["num_hidden_layers"])
-        ]
-        self._cos, self._sin = _rotary_table(self._model, self.shape, self.limits, self.device)
+        self._loaded = load(engine_dir)
+        self.device = self._loaded.device
+        self.limits = self._loaded.limits
+        self._decoder = _decoder(self._loaded)
+        self._delivery = _Delivery(self.device, self.limits.max_batch_size)
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """Refuse what the engine was not built for, naming the limit."""
@@ -98,7 +60,7 @@ class Engine:
         for name, value, limit, what in (
             ("max_batch_size", len(prompts), self.limits.max_batch_size, "prompts in one batch"),
             ("max_input_len", longest, self.limits.max_input_len, "tokens in a prompt"),
-            ("max_num_tokens", longest, self._build["max_num_tokens"], "tokens in a prompt"),
+            ("max_num_tokens", longest, self._loaded.build["max_num_tokens"], "tokens in a prompt"),
             (
                 "max_seq_len",
                 longest + max_new_tokens,
@@ -118,7 +80,7 @@ class Engine:
                 "an empty prompt or no token asked for",
                 "Give at least one of each",
             )
-        vocab = self._model["vocab_size"]
+        vocab = self._loaded.model["vocab_size"]
         worst = next((t for p in prompts for t in p if not 0 <= t < vocab), None)
         if worst is not None:
             raise DriverError(
@@ -133,57 +95,59 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         *,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = _GREEDY,
         stop_ids: Sequence[int] = (),
         keep_logits: bool = False,
+        forced: Sequence[Sequence[int]] | None = None,
     ) -> Generation:
         """Generate for one batch of prompts, all at once; sequences end at a stop id.
+
+        Args:
+            forced: The new tokens of each prompt, whatever the logits say.
 
         Raises:
             DriverError: `limit-exceeded`, `empty-request` or `token-out-of-range`.
         """
         self.check(prompts, max_new_tokens)
-        choose = _Chooser(sampling, self.device)
+        decoder = self._decoder
+        choose: Callable[[Tensor], Tensor] = Chooser(sampling, self.device)
+        choose_next = choose if sampling.temperature else decoder.likeliest
+        if forced is not None:
+            given = iter(torch.tensor(forced, device=self.device).T.contiguous())
+            choose = choose_next = lambda _: next(given)
         started = time.perf_counter()
-        _, rows = variant("decode", len(prompts), self._graphs, self.limits)
-        caches = self._new_caches(rows)
-        logits = self._prefill(prompts, caches)
+        logits = self._prefill(prompts, decoder.begin([len(p) for p in prompts]))
+        tokens = choose(logits)
         out = Generation([[] for _ in prompts], [])
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        longest = max(len(p) for p in prompts)
         finished = [False] * len(prompts)
         for step in range(max_new_tokens):
+            last = step == max_new_tokens - 1
             if keep_logits:
                 out.logits.append(logits.cpu())
-            tokens = choose(logits)
-            ids = tokens.tolist()
+            arrival = self._delivery.send(tokens)
+            if decoder.steps_ahead and not last:
+                logits = decoder.step(tokens)
+                tokens = choose_next(logits)
+            ids = arrival()
             out.step_s.append(time.perf_counter() - started)
             for row, token in enumerate(ids):
                 if not finished[row]:
                     out.tokens[row].append(token)
                     finished[row] = token in stop_ids
-            if all(finished) or step == max_new_tokens - 1:
+            if last or all(finished):
                 break
-            logits = self._decode(tokens, lengths + step, longest + step + 1, caches)
+            if not decoder.steps_ahead:
+                logits = decoder.step(tokens)
+                tokens = choose_next(logits)
         return out
-
-    def _new_caches(self, batch: int) -> list[tuple[Tensor, Tensor]]:
-        size = (batch, self.shape.kv_heads, self.limits.cache_len, self.shape.head_size)
-        dtype = self.shape.torch_dtype
-        return [
-            (
-                torch.zeros(size, dtype=dtype, device=self.device),
-                torch.zeros(size, dtype=dtype, device=self.device),
-            )
-            for _ in self._layers
-        ]
 
     def _prefill(
         self, prompts: Sequence[Sequence[int]], caches: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Fill the cache, as many prompts at once as `max_num_tokens` allows; logits (B, V)."""
+        at = self._loaded
         batched = self.limits.max_batch_size > 1
-        per_pass = self._build["max_num_tokens"] // max(len(p) for p in prompts) if batched else 1
+        per_pass = at.build["max_num_tokens"] // max(len(p) for p in prompts) if batched else 1
         parts = []
         for first in range(0, len(prompts), per_pass):
             group = prompts[first : first + per_pass]
@@ -191,100 +155,49 @@ class Engine:
             length = max(len(p) for p in group)
             # Padding goes to the right: what it writes to the cache is overwritten before any
             # later position can see it.
-            padded = [list(p) + [0] * (length - len(p)) for p in group]
-            ids = torch.tensor(padded, device=self.device)
+            filled = [list(p) + [0] * (length - len(p)) for p in group]
+            ids = torch.tensor(filled, device=self.device)
             positions = torch.arange(length, device=self.device).expand(len(group), length)
-            h = torch.nn.functional.embedding(ids, self._embedding)
-            fixed = [positions.contiguous(), *self._rope(positions)]
-            graph = self._graphs["prefill"]
-            for (k, v), weights in zip(caches, self._layers, strict=True):
-                (h,) = graph.run([h, *fixed, k[rows], v[rows], *weights])
+            h = torch.nn.functional.embedding(ids, at.embedding)
+            rope = (at.cos[positions][:, None], at.sin[positions][:, None])
+            fixed = [positions.contiguous(), *rope]
+            for (k, v), weights in zip(caches, at.layers, strict=True):
+                (h,) = at.graphs["prefill"]([h, *fixed, k[rows], v[rows], *weights])
             last = torch.tensor([len(p) - 1 for p in group], device=self.device)
             parts.append(h[torch.arange(len(group), device=self.device), last])
-        return self._logits(torch.cat(parts))
-
-    def _decode(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        length: int,
-        caches: list[tuple[Tensor, Tensor]],
-    ) -> Tensor:
-        """One step: the token of each sequence goes to its `positions` (B,); logits (B, V).
-
-        `length` is the largest position plus one: how much of the cache is read.
-        """
-        slots = torch.arange(length, device=self.device)
-        mask = torch.where(slots[None] <= positions[:, None], 0.0, -math.inf)[:, None, None]
-        name, rows = variant("decode", len(tokens), self._graphs, self.limits)
-        column = _padded(positions, rows)[:, None]
-        h = torch.nn.functional.embedding(_padded(tokens, rows)[:, None], self._embedding)
-        fixed = [column, *self._rope(column), _padded(mask, rows)]
-        graph = self._graphs[name]
-        for (k, v), weights in zip(caches, self._layers, strict=True):
-            (h,) = graph.run([h, *fixed, k, v, *weights])
-        return self._logits(h[: len(tokens), 0])
-
-    def _logits(self, h: Tensor) -> Tensor:
-        name, rows = variant("head", len(h), self._graphs, self.limits)
-        (logits,) = self._graphs[name].run([_padded(h, rows).contiguous(), *self._head])
-        return logits[: len(h), : self._model["vocab_size"]]
-
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (B, 1, S, D) at `positions` (B, S)."""
-        return self._cos[positions][:, None], self._sin[positions][:, None]
+        return self._decoder.head(torch.cat(parts))
 
 
-def _padded(x: Tensor, rows: int) -> Tensor:
-    """`x` with rows of zeros added up to `rows`: sequences that nobody reads."""
-    if len(x) == rows:
-        return x
-    return torch.cat((x, x.new_zeros((rows - len(x), *x.shape[1:]))))
+class _Delivery:
+    """Brings tokens to the host; from a GPU without stopping it."""
+
+    def __init__(self, device: torch.device, rows: int) -> None:
+        # Two, since the next step's tokens are sent before this one's are looked at.
+        self._slots: list[Tensor] = []
+        if device.type == "cuda":
+            self._slots = [torch.empty(rows, dtype=torch.int64, pin_memory=True) for _ in "ab"]
+
+    def send(self, tokens: Tensor) -> Callable[[], list[int]]:
+        """Begin to bring tokens (B,); what is returned waits for them."""
+        if not self._slots:
+            ids = [int(token) for token in tokens.tolist()]
+            return lambda: ids
+        self._slots.reverse()
+        slot = self._slots[0][: len(tokens)]
+        slot.copy_(tokens, non_blocking=True)
+        there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+
+        def wait() -> list[int]:
+            there.synchronize()
+            return [int(token) for token in slot.tolist()]
+
+        return wait
 
 
-class _Chooser:
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self._sampling = sampling
-        self._random = torch.Generator(device).manual_seed(sampling.seed)
+def _decoder(loaded: Loaded) -> Decoder:
+    if loaded.build.get("decode") == "kernels":
+        from trtforge.engines.aoti.replay import ReplayDecoder
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        s = self._sampling
-        if s.temperature == 0:
-            return logits.argmax(-1)
-        scores = logits / s.temperature
-        if s.top_k:
-            floor = scores.topk(min(s.top_k, scores.shape[-1])).values[:, -1:]
-            scores = scores.masked_fill(scores < floor, -math.inf)
-        if s.top_p < 1:
-            ordered, order = scores.softmax(-1).sort(descending=True)
-            outside = ordered.cumsum(-1) - ordered >= s.top_p
-            scores = scores.masked_fill(outside.scatter(-1, order, outside), -math.inf)
-        return torch.multinomial(scores.softmax(-1), 1, generator=self._random)[:, 0]
-
-
-def _rotary_table(
-    model: dict[str, Any], shape: LayerShape, limits: Limits, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """cos and sin (max_seq_len, D) in the model's dtype, computed in fp32."""
-    dim = model.get("rotary_embedding_dim") or shape.head_size
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-    inverse = torch.reciprocal(torch.pow(torch.tensor(float(model["rotary_base"])), exponents))
-    inverse = _scaled(inverse, model.get("rotary_scaling") or {})
-    angles = torch.outer(torch.arange(limits.max_seq_len, dtype=torch.float32), inverse)
-    angles = torch.cat((angles, angles), -1)
-    cos, sin = angles.cos(), angles.sin()
-    return cos.to(device, shape.torch_dtype), sin.to(device, shape.torch_dtype)
-
-
-def _scaled(inverse: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """Rotary scaling as transformers computes it (modeling_rope_utils): linear and llama3."""
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "linear":
-        return torch.div(inverse, scaling["factor"])
-    if kind != "llama3":
-        return inverse
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original = scaling["original_max_position_embeddings"]
-    turns = inverse * (original / (2 * math.pi))
-    smooth = torch.clamp((turns - low) / (high - low), 0, 1)
-    return torch.lerp(inverse / scaling["factor"], inverse, smooth)
+        return ReplayDecoder(loaded)
+    return GraphDecoder(loaded)

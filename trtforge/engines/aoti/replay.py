@@ -1,0 +1,108 @@
+"""Decode steps that a GPU replays: a whole step, from tokens to tokens, recorded once for a size.
+
+Everything a step reads and writes lies at fixed places: the tokens, their positions, the caches.
+A recorded step takes the tokens that the one before it left there, so that the host has nothing to
+say, and nothing to wait for, between two steps.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trtforge.engines.aoti.decode import padded
+from trtforge.engines.aoti.loaded import Loaded
+from trtforge.engines.aoti.step_sizes import TICKETS, TICKETS_PER_LAYER, step_sizes
+
+
+class ReplayDecoder:
+    """See `trtforge.engines.aoti.decode.Decoder`; made of the graphs `step_<n>`, `step_head_<n>`.
+
+    Where there is no GPU to record on, steps are run instead.
+    """
+
+    steps_ahead = True
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        limits, device = loaded.limits, loaded.device
+        self._sizes = step_sizes(limits.max_batch_size)
+        self._caches = loaded.new_caches(limits.max_batch_size)
+        self._tokens = torch.zeros(limits.max_batch_size, dtype=torch.int64, device=device)
+        self._positions = torch.zeros_like(self._tokens)
+        self._tickets = [
+            torch.zeros(TICKETS, dtype=torch.int32, device=device) for _ in range(TICKETS_PER_LAYER)
+        ]
+        self._following = self._read_next()
+        self._logits: dict[int, Tensor] = {}
+        self._batch, self._size = 0, 0
+        # The largest first: the others find room in what it has taken.
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._replay = {size: self._recorded(size) for size in reversed(self._sizes)}
+
+    def begin(self, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        self._batch = len(lengths)
+        self._size = self._size_for(self._batch)
+        # Rows that only fill up read, and overwrite, the first place of a cache nobody uses.
+        self._positions.zero_()
+        self._positions[: self._batch] = torch.tensor(lengths, device=self._loaded.device)
+        return self._caches
+
+    def head(self, h: Tensor) -> Tensor:
+        size = self._size_for(len(h))
+        return self._run_head(padded(h, size).contiguous(), size)[: len(h)]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        if tokens.data_ptr() != self._tokens.data_ptr():
+            self._tokens[: self._batch].copy_(tokens)
+        self._replay[self._size]()
+        return self._logits[self._size][: self._batch]
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        del logits  # the recorded step has looked at them
+        return self._tokens[: self._batch]
+
+    def _size_for(self, batch: int) -> int:
+        return next(size for size in self._sizes if size >= batch)
+
+    def _read_next(self) -> list[Tensor]:
+        """What each layer's last kernel may ask for: the first rows of what is read after it."""
+        first = [weights[self._loaded.shape.qkv_index] for weights in self._loaded.layers]
+        output = self._loaded.head[1]
+        rows = len(first[0])
+        return [*first[1:], output[:rows] if len(output) >= rows else first[0]]
+
+    def _recorded(self, size: int) -> Callable[[], None]:
+        if self._pool is None:
+            return lambda: self._run(size)
+        # The first call loads the kernels, which cannot be recorded.
+        self._run(size)
+        torch.cuda.synchronize()
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded, pool=self._pool):
+            self._run(size)
+        return recorded.replay
+
+    def _run(self, size: int) -> None:
+        at = self._loaded
+        tokens, positions = self._tokens[:size], self._positions[:size]
+        h = torch.nn.functional.embedding(tokens, at.embedding)
+        graph = at.graphs[f"step_{size}"]
+        for weights, (k, v), following in zip(
+            at.layers, self._caches, self._following, strict=True
+        ):
+            (h,) = graph(
+                [
+                    *(h, positions, at.cos, at.sin, k[:size], v[:size]),
+                    *(following, *self._tickets, *weights),
+                ]
+            )
+        logits = self._run_head(h, size)
+        torch.argmax(logits, -1, out=tokens)
+        positions.add_(1)
+        self._logits[size] = logits
+
+    def _run_head(self, h: Tensor, size: int) -> Tensor:
+        at = self._loaded
+        (logits,) = at.graphs[f"step_head_{size}"]([h, *at.head, self._tickets[0]])
+        return logits[:, : at.model["vocab_size"]]

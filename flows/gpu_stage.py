@@ -6,9 +6,12 @@ from prefect.runtime import flow_run
 from tasks.benchmark import benchmark_engine
 from tasks.cards import held_cards
 from tasks.compile import compile_checkpoint
+from tasks.gates import judge_engine
 from tasks.publish import publish_engine
+from tasks.reporting import observed_run
 from tasks.toolchain import look_at_all_toolchains, look_at_toolchain
 from tasks.workshop import task_workshop
+from trtforge import telemetry
 from trtforge.engines.base import Toolchain
 from trtforge.errors import TrtforgeError
 from trtforge.stages.compile import engine_files
@@ -21,7 +24,6 @@ from trtforge.stages.gpu import (
     reported_stage,
     requested,
 )
-from trtforge.stages.publish import make_manifest
 
 
 def _run_name() -> str:
@@ -44,9 +46,15 @@ def gpu_stage(request: GpuRequest | None = None) -> None:
     Args:
         request: What to do; none: only look which toolchain this worker has.
     """
-    if request is None:
-        look_at_all_toolchains()
-        return
+    traceparent, model = (request.traceparent, request.source) if request else ("", None)
+    with observed_run("gpu-stage", traceparent=traceparent, model=model):
+        if request is None:
+            look_at_all_toolchains()
+        else:
+            _do(request)
+
+
+def _do(request: GpuRequest) -> None:
     shop = task_workshop(force=request.force)
     done: list[ReportedStage] = []
     report = GpuReport(toolchain={})
@@ -54,7 +62,8 @@ def gpu_stage(request: GpuRequest | None = None) -> None:
         with held_cards(request.spec.ranks):
             toolchain = look_at_toolchain(request.spec.engine)
             report = report.model_copy(update={"toolchain": toolchain.to_json()})
-            report = compile_and_measure(request, toolchain, done)
+            with telemetry.gpu_held(toolchain.gpu_name, request.spec.ranks):
+                report = compile_and_measure(request, toolchain, done)
     except TrtforgeError as error:
         failed = {"stages": tuple(done), "failure": failure_of(error)}
         put_report(shop, report.model_copy(update=failed))
@@ -73,7 +82,7 @@ def compile_and_measure(
     engine = engine_files(compiled.result.outputs)
     measured = benchmark_engine(spec, model, engine, toolchain, force)
     done.append(reported_stage(measured))
-    manifest = make_manifest(spec, model, converted, compiled.result, measured.result, toolchain)
+    manifest = judge_engine(request, model, converted, compiled.result, measured.result, toolchain)
     published = publish_engine(spec, manifest, toolchain, force)
     done.append(reported_stage(published.outcome))
     return GpuReport(

@@ -1,10 +1,10 @@
 """Task: speed and correctness of the engine against the original model."""
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.reporting import reported
+from tasks.reporting.artifacts import show_table
 from tasks.retrying import if_service_failed
 from tasks.workshop import task_workshop
 from trtforge.card import benchmark_rows
@@ -18,7 +18,6 @@ from trtforge.stages.stage import StageOutcome
 
 @task(
     name="benchmark",
-    tags=["trtforge"],
     retries=1,
     retry_delay_seconds=10,
     retry_condition_fn=if_service_failed,
@@ -36,9 +35,6 @@ def benchmark_engine(
     """Measure both in one run."""
     with reported("benchmark"):
         outcome = benchmark(task_workshop(force=force), spec, model, engine, toolchain)
-    create_table_artifact(
-        table=benchmark_rows(outcome.result.facts),
-        key="benchmark-table",
-        description="The engine beside eager PyTorch",
-    )
+    rows = benchmark_rows(outcome.result.facts)
+    show_table("benchmark-table", rows, "The engine beside eager PyTorch")
     return outcome

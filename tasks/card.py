@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
-
+from tasks.events import emit_published
+from tasks.reporting import artifacts
 from tasks.workshop import task_workshop
 from trtforge.card import StageLine, engine_card
+from trtforge.card_plots import token_times_of
 from trtforge.stages.gpu import GpuReport, published_manifest
 
 
@@ -20,7 +21,8 @@ def show_card(report: GpuReport, aliases: dict[str, bool]) -> dict[str, Any]:
     manifest = published_manifest(shop, report)
     location = shop.store.manifest_uri(manifest.engine_id)
     stages = [
-        StageLine(stage.stage, stage.hit, stage.seconds, stage.detail) for stage in report.stages
+        StageLine(stage.stage, stage.hit, stage.seconds, stage.detail, stage.log)
+        for stage in report.stages
     ]
     card = engine_card(
         manifest,
@@ -29,7 +31,11 @@ def show_card(report: GpuReport, aliases: dict[str, bool]) -> dict[str, Any]:
         answer=report.answer,
         stages=stages,
     )
-    create_markdown_artifact(card, key="engine-card", description=location)
+    token_s = token_times_of(shop.store, manifest)
+    artifacts.show_card(card, location, benchmark=manifest.benchmark, token_s=token_s)
+    # A build that found everything and moved nothing is no news.
+    if any(aliases.values()) or not all(line.hit for line in stages):
+        emit_published(manifest, location, aliases)
     return {
         "engine_id": manifest.engine_id,
         "location": location,

@@ -9,27 +9,25 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
+from uuid import UUID
 
 from prefect import get_run_logger
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.client.schemas.objects import ConcurrencyLeaseHolder
-from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run
 
+from tasks.card_leases import free_cards_of, free_cards_of_the_dead, give_back, kept, take
+from tasks.patience import patiently
 from trtforge.engines.base import Toolchain
 from trtforge.engines.gpu import LocalGpus, find_gpus
 from trtforge.errors import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_TRY_S = 1.0
 _PAUSE_S = 3.0
 _TELL_EVERY_S = 60.0
-# A card whose holder was killed is free again after this long. A server that is away for longer
-# takes a card from a run that works on; that run goes on.
-_LEASE_S = 120.0
 
 
 class NotEnoughCardsError(InputError):
@@ -95,7 +93,7 @@ def _ensure_limits(cards: Sequence[str]) -> None:
     with get_client(sync_client=True) as client:
         for card in cards:
             try:
-                client.read_global_concurrency_limit_by_name(card)
+                patiently(partial(client.read_global_concurrency_limit_by_name, card))
             except ObjectNotFound:
                 try:
                     client.create_global_concurrency_limit(
@@ -107,42 +105,63 @@ def _ensure_limits(cards: Sequence[str]) -> None:
 
 @contextmanager
 def _acquired(cards: Sequence[str], count: int) -> Iterator[tuple[str, ...]]:
-    """Hold any `count` of `cards`.
+    """Hold any `count` of `cards`."""
+    run_id = UUID(flow_run.id) if flow_run.id else None
+    with get_client(sync_client=True) as client:
+        if run_id:
+            # Of an earlier attempt of this very run, which was killed.
+            free_cards_of(client, patiently(lambda: client.read_flow_run(run_id)))
+        leases = _wait_for(client, cards, count, run_id)
+    with kept(leases, run_id):
+        get_run_logger().info("holding %s", ", ".join(leases))
+        yield tuple(leases)
+
+
+def _wait_for(
+    client: SyncPrefectClient, cards: Sequence[str], count: int, run_id: UUID | None
+) -> dict[str, UUID]:
+    told = float("-inf")
+    freed: set[UUID] = set()
+    while True:
+        leases = _try_for(client, cards, count, run_id, freed)
+        if leases is not None:
+            return leases
+        if time.monotonic() - told > _TELL_EVERY_S:
+            get_run_logger().info("waiting for %d of the cards %s", count, ", ".join(cards))
+            told = time.monotonic()
+        time.sleep(_PAUSE_S)
+
+
+def _try_for(
+    client: SyncPrefectClient,
+    cards: Sequence[str],
+    count: int,
+    run_id: UUID | None,
+    freed: set[UUID],
+) -> dict[str, UUID] | None:
+    """The leases of `count` cards, or none at all.
 
     Whoever gets fewer than it needs gives back what it got, so that two runs that need several
     cards each never wait for each other.
     """
-    logger = get_run_logger()
-    holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run.id) if flow_run.id else None
-    told = float("-inf")
-    while True:
-        with ExitStack() as stack:
-            held: list[str] = []
-            for card in cards:
-                if len(held) == count:
-                    break
-                try:
-                    stack.enter_context(
-                        concurrency(
-                            card,
-                            timeout_seconds=_TRY_S,
-                            lease_duration=_LEASE_S,
-                            strict=True,
-                            holder=holder,
-                            raise_on_lease_renewal_failure=False,
-                        )
-                    )
-                except TimeoutError:
-                    continue
-                held.append(card)
-            if len(held) == count:
-                logger.info("holding %s", ", ".join(held))
-                yield tuple(held)
-                return
-        if time.monotonic() - told > _TELL_EVERY_S:
-            logger.info("waiting for %d of the cards %s", count, ", ".join(cards))
-            told = time.monotonic()
-        time.sleep(_PAUSE_S)
+    leases: dict[str, UUID] = {}
+    try:
+        for card in cards:
+            if len(leases) == count:
+                break
+            lease = take(client, card, run_id)
+            if lease is None:
+                free_cards_of_the_dead(client, card, freed)
+                lease = take(client, card, run_id)
+            if lease is not None:
+                leases[card] = lease
+    except BaseException:
+        give_back(client, list(leases.values()))
+        raise
+    if len(leases) == count:
+        return leases
+    give_back(client, list(leases.values()))
+    return None
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from trtforge.stages.stage import StageOutcome
 
 @task(
     name="compile",
-    tags=["trtforge"],
     retries=1,
     retry_delay_seconds=10,
     retry_condition_fn=if_service_failed,

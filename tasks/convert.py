@@ -14,7 +14,6 @@ from trtforge.stages.stage import StageOutcome
 
 @task(
     name="convert",
-    tags=["trtforge"],
     retries=2,
     retry_delay_seconds=[2, 10],
     retry_condition_fn=if_service_failed,

@@ -9,6 +9,7 @@ import time
 from typing import cast
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -17,13 +18,16 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling
 
+from tasks.card_leases import free_cards_of
+from tasks.patience import patiently
 from tasks.reporting import reported
 from tasks.retrying import if_service_failed
 from tasks.workshop import task_workshop
-from trtforge.errors import BuildError, InputError, ServiceError
+from trtforge.errors import BuildError, InputError
 from trtforge.progress import Progress, StageEvent, announce
+from trtforge.redaction import redacted_errors
 from trtforge.spec import did_you_mean
 from trtforge.stages.gpu import (
     GpuReport,
@@ -45,8 +49,12 @@ class GpuPoolUnknownError(InputError):
     """No deployment of gpu-stage has this name."""
 
 
-class GpuRunCrashedError(ServiceError):
-    """The GPU run died, and so did those started in its place."""
+class GpuRequestRefusedError(InputError):
+    """The parameters do not fit what the deployment of gpu-stage takes."""
+
+
+class GpuRunCrashedError(BuildError):
+    """The GPU run died, and so did those started in its place: more of them would not help."""
 
 
 class GpuRunCancelledError(BuildError):
@@ -75,18 +83,19 @@ def require_gpu_pool(pool: str) -> None:
 
 @task(
     name="gpu",
-    tags=["trtforge"],
     retries=2,
     retry_delay_seconds=[10, 60],
     retry_condition_fn=if_service_failed,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
+@redacted_errors()
 def ask_gpu_pool(request: GpuRequest, pool: str) -> GpuReport:
     """Have the GPU half done in `pool`, and wait for it.
 
     Raises:
         GpuRunInputError, GpuRunServiceError, GpuRunBuildError, GpuRunGateError: As the GPU run's.
+        GpuRequestRefusedError: The deployment in `pool` is of another version of trtforge.
         GpuRunCrashedError: It died `_CRASHES` times: its worker, its machine or its memory.
         GpuRunCancelledError: It was cancelled by itself.
     """
@@ -113,6 +122,8 @@ def _ask(request: GpuRequest, pool: str) -> tuple[GpuReport, FlowRun]:
         if old:
             continue
         state = _follow(run.id, pool)
+        if not state.is_completed():
+            _free_cards(run.id)
         if state.is_crashed():
             crashes += 1
             if crashes < _CRASHES:
@@ -132,13 +143,39 @@ def _ask(request: GpuRequest, pool: str) -> tuple[GpuReport, FlowRun]:
 
 def _start(request: GpuRequest, pool: str, attempt: int) -> FlowRun:
     """The run of this attempt, which may be under way or over."""
-    started = run_deployment(
-        f"{GPU_FLOW}/{pool}",
-        parameters={"request": request.model_dump(mode="json")},
-        idempotency_key=f"gpu:{flow_run.id}:{request.key()}:{attempt}",
-        timeout=0,
-    )
+    try:
+        # The key makes it the same run, however often it is asked for.
+        started = patiently(
+            lambda: run_deployment(
+                f"{GPU_FLOW}/{pool}",
+                parameters={"request": request.model_dump(mode="json")},
+                idempotency_key=f"gpu:{flow_run.id}:{request.key()}:{attempt}",
+                timeout=0,
+            )
+        )
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.CONFLICT:
+            raise
+        raise GpuRequestRefusedError(
+            f"the server refuses what is asked of the GPU run: {_detail(error.response)}",
+            field="gpu_pool",
+            value=pool,
+            remedy="Its deployment is of another version of trtforge: run `trtforge deploy`",
+        ) from error
     return cast(FlowRun, started)
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return " ".join(str(response.json()["detail"]).split())
+    except (ValueError, KeyError, TypeError):
+        return response.text
+
+
+def _free_cards(run_id: UUID) -> None:
+    """A run that was killed could not give its cards back."""
+    with get_client(sync_client=True) as client:
+        free_cards_of(client, patiently(lambda: client.read_flow_run(run_id)))
 
 
 def _report(run: FlowRun, state: State[object]) -> GpuReport:
@@ -167,14 +204,17 @@ def _report(run: FlowRun, state: State[object]) -> GpuReport:
 def _follow(run_id: UUID, pool: str) -> State[object]:
     """Wait for a run's end; cancelled with this one, it ends with it."""
     logger = get_run_logger()
-    shown, told = "", time.monotonic()
+    shown, told, cancelling = "", time.monotonic(), False
     with get_client(sync_client=True) as client:
         try:
             while True:
-                run = client.read_flow_run(run_id)
+                run = patiently(lambda: client.read_flow_run(run_id))
                 state = run.state
                 if state is not None and state.is_final():
-                    return state
+                    # Somebody cancelled it, and nobody saw its end.
+                    lost = cancelling and state.is_crashed()
+                    return Cancelled(message=state.message) if lost else state
+                cancelling = state is not None and state.is_cancelling()
                 name = str(state.name) if state else "waiting"
                 if name != shown:
                     what = f"run {run.name} in pool {pool} is {name}"

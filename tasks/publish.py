@@ -1,10 +1,10 @@
 """Task: the engine into the registry, and tried from there."""
 
 from prefect import task
-from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.reporting import reported
+from tasks.reporting.artifacts import show_link
 from tasks.retrying import if_service_failed
 from tasks.workshop import task_workshop
 from trtforge.engines.base import Toolchain
@@ -15,7 +15,6 @@ from trtforge.store import Manifest
 
 @task(
     name="publish",
-    tags=["trtforge"],
     retries=2,
     retry_delay_seconds=[2, 10],
     retry_condition_fn=if_service_failed,
@@ -28,11 +27,11 @@ def publish_engine(
 ) -> Publication:
     """Publish, and try the published copy."""
     shop = task_workshop(force=force)
-    with reported("publish"):
+    with reported("publish", engine_id=manifest.engine_id):
         publication = publish(shop, spec, manifest, toolchain)
-    create_link_artifact(
-        link=shop.store.manifest_uri(publication.manifest.engine_id),
-        link_text=f"manifest of engine {publication.manifest.engine_id[:12]}",
-        key="manifest",
+    show_link(
+        "manifest",
+        shop.store.manifest_uri(publication.manifest.engine_id),
+        f"manifest of engine {publication.manifest.engine_id[:12]}",
     )
     return publication

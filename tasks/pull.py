@@ -13,7 +13,6 @@ from trtforge.stages.stage import StageOutcome
 
 @task(
     name="pull",
-    tags=["trtforge"],
     retries=3,
     retry_delay_seconds=[2, 10, 60],
     retry_condition_fn=if_service_failed,

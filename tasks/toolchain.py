@@ -10,6 +10,7 @@ from trtforge.engines.base import Toolchain
 from trtforge.engines.gpu import find_gpus
 from trtforge.engines.trtllm import versions
 from trtforge.errors import BuildError, InputError
+from trtforge.redaction import redacted_errors
 from trtforge.spec import EngineSpec
 from trtforge.stages.compile import probe_backend
 from trtforge.store.sightings import Sighting, variant
@@ -17,7 +18,6 @@ from trtforge.store.sightings import Sighting, variant
 
 @task(
     name="toolchain",
-    tags=["trtforge"],
     retries=3,
     retry_delay_seconds=[2, 10, 30],
     retry_condition_fn=if_service_failed,
@@ -25,6 +25,7 @@ from trtforge.store.sightings import Sighting, variant
     cache_policy=NO_CACHE,
     persist_result=False,
 )
+@redacted_errors()
 def look_at_toolchain(engine: EngineSpec) -> Toolchain:
     """Probe the toolchain for an engine, and tell the store what this pool has."""
     return _look(engine)
@@ -32,7 +33,6 @@ def look_at_toolchain(engine: EngineSpec) -> Toolchain:
 
 @task(
     name="toolchains",
-    tags=["trtforge"],
     retries=3,
     retry_delay_seconds=[2, 10, 30],
     retry_condition_fn=if_service_failed,

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from deployments.files import read as read_deployments
 from trtforge.engines.base import IMAGE_DIGEST_VARIABLE
 from trtforge.engines.trtllm.versions import DEFAULT
 from trtforge.images import DOCKERFILES, default_tag
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 _PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 DOCKER = ROOT / "docker"
 FILES = sorted(DOCKER.glob("Dockerfile*"))
+TEMPLATES = ROOT / "deployments" / "pools"
 SCRIPTS = sorted(DOCKER.glob("*.sh"))
 UID = "10001"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -164,6 +166,23 @@ class TestDockerfiles:
                 names = re.findall(r"(\w+)=", instruction.rest + "=")
                 assert not [name for name in names if SECRET_WORDS.search(name)]
 
+    def test_every_package_is_installed(self, instructions: list[Instruction]) -> None:
+        packages = {"trtforge", "flows", "tasks", "deployments"}
+        copied = {word for i in of(instructions, "COPY") for word in i.rest.split()[:-1]}
+        assert packages <= copied
+        [empty] = [i.rest for i in of(instructions, "RUN") if i.rest.startswith("mkdir")]
+        assert all(f"{package}/__init__.py" in empty for package in packages)
+
+    def test_job_templates_name_the_images_logging(self, instructions: list[Instruction]) -> None:
+        [path] = re.findall(
+            r"PREFECT_LOGGING_SETTINGS_PATH=(\S+)",
+            " ".join(i.rest for i in of(instructions, "ENV")),
+        )
+        assert f"trtforge/logging.yml {path}" in [i.rest for i in of(instructions, "COPY")]
+        for kind in ("cpu", "gpu"):
+            template = json.loads((TEMPLATES / f"{kind}-docker.json").read_text())
+            assert template["job_configuration"]["env"]["PREFECT_LOGGING_SETTINGS_PATH"] == path
+
     def test_variables_are_settings_that_exist(self, instructions: list[Instruction]) -> None:
         names = re.findall(
             r"\b((?:TRTFORGE|PREFECT)_\w+)=", " ".join(i.rest for i in of(instructions, "ENV"))
@@ -197,7 +216,8 @@ class TestPackage:
         }
         data = {
             path
-            for path in (ROOT / "trtforge").rglob("*")
+            for package in ("trtforge", "deployments")
+            for path in (ROOT / package).rglob("*")
             if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "py.typed"
         }
         assert data <= declared, data - declared
@@ -226,6 +246,22 @@ class TestCompose:
             "cpu-worker",
             "gpu-worker",
         }
+
+    def test_it_is_set_up_as_the_embedded_stack_is(self, services: dict[str, Any]) -> None:
+        command = services["set-up"]["command"]
+        assert command == ["sh", "-c", "trtforge store init && trtforge deploy"]
+
+    def test_its_workers_are_of_pools_that_are_deployed(self, services: dict[str, Any]) -> None:
+        files = read_deployments()
+        pools = {pool.name: pool.type for pool in files.pools}
+        used = {of.work_pool.name for of in files.deployments}
+        for kind in ("cpu", "gpu"):
+            named = services[f"{kind}-worker"]["environment"]["TRTFORGE_POOL"]
+            # What the command of the images starts.
+            assert pools[named] == "process"
+            assert named in used
+            image = " ".join(i.rest for i in of(parse(DOCKER / f"Dockerfile.{kind}"), "ENV"))
+            assert f"TRTFORGE_POOL={named} " in image
 
     def test_images_are_pinned_and_those_of_this_version(self, services: dict[str, Any]) -> None:
         for name, service in services.items():
@@ -274,6 +310,15 @@ class TestCompose:
         assert len(ports) == 2
         assert all(port.startswith("${TRTFORGE_BIND_ADDRESS:-127.0.0.1}:") for port in ports)
         assert services["postgres"]["networks"] == services["redis"]["networks"] == ["prefect"]
+
+    def test_the_server_asks_for_a_password_and_for_a_token(self, services: dict[str, Any]) -> None:
+        environment = services["prefect-server"]["environment"]
+        assert "PREFECT_SERVER_API_AUTH_STRING_FILE" in environment
+        assert environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+        # Where its own pages come from, and no page else.
+        origin = environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].removesuffix("}")
+        api = environment["PREFECT_SERVER_UI_API_URL"].removesuffix("}")
+        assert api.partition(":-")[2] == f"{origin.partition(':-')[2]}/api"
 
     def test_volumes_and_networks_are_declared(
         self, compose: dict[str, Any], services: dict[str, Any]

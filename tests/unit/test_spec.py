@@ -45,7 +45,23 @@ SMALL: dict[str, Any] = {
         "repeats": 2,
         "seed": 7,
     },
-    "gates": {"prompts": ["Hello"], "new_tokens": 4, "rounding_factor": 2.5},
+    "gates": {
+        "prompts": ["Hello"],
+        "new_tokens": 4,
+        "rounding_factor": 2.5,
+        "step_factor": 3.0,
+        "prompt_sets": ["code"],
+        "text_tokens": 8,
+        "kl_factor": 5.0,
+        "top1_agreement": 0.9,
+        "perplexity_tolerance": 0.1,
+        "performance": {
+            "mode": "report",
+            "tolerance": 0.1,
+            "metrics": ["itl_s"],
+            "repeats": 4,
+        },
+    },
     "publish": {"aliases": ["latest", "prod"], "prompt": "Hello", "max_output_len": 4},
 }
 
@@ -87,8 +103,10 @@ class TestDefaults:
         assert spec.engine.backend == "aoti"
         assert spec.publish.aliases == ("latest",)
 
-    def test_the_default_benchmark_measures_one_request_and_a_full_batch(self) -> None:
-        assert parse_spec({"model": SOURCE}).concurrencies() == (1, 4)
+    def test_the_default_benchmark_measures_one_request_and_doubles_up_to_a_full_batch(
+        self,
+    ) -> None:
+        assert parse_spec({"model": SOURCE}).concurrencies() == (1, 2, 4)
 
     def test_an_engine_for_one_request_is_measured_once(self) -> None:
         spec = parse_spec({"model": SOURCE, "engine": {"max_batch_size": 1}})
@@ -235,7 +253,10 @@ class TestOneLineErrors:
             ("engine.timing_cache", False),
             ("benchmark.workload.output_tokens", 1),
             ("benchmark.warmups", 0),
-            ("gates.prompts", []),
+            ("gates.new_tokens", 0),
+            ("gates.top1_agreement", 1.5),
+            ("gates.performance.tolerance", 0),
+            ("gates.performance.metrics", []),
             ("gates.rounding_factor", 0),
             ("gates.rounding_factor", float("inf")),
             ("gates.rounding_factor", float("nan")),

@@ -11,10 +11,14 @@ import typer
 from rich.text import Text
 
 from trtforge.cli import (
+    bench,
     build,
+    catalog,
     checkpoint,
+    deploy,
     doctor,
     engines,
+    gate,
     gpu_check,
     image,
     memory,
@@ -34,13 +38,17 @@ app = typer.Typer(
 for _group in (
     services,
     build,
+    bench,
     engines,
     registry,
     store,
     checkpoint,
+    deploy,
+    catalog,
     memory,
     doctor,
     image,
+    gate,
     gpu_check,
 ):
     app.add_typer(_group.app)

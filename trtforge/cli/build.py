@@ -21,6 +21,7 @@ from trtforge.cli.output import (
 )
 from trtforge.display import BuildDisplay
 from trtforge.errors import ServiceError
+from trtforge.run_log import FORMAT_VARIABLE
 from trtforge.settings import load_settings, prefect_environment
 
 app = typer.Typer()
@@ -65,6 +66,12 @@ def build(
         str, typer.Option(help="Compile and measure on a worker of this work pool; none: here")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Make every stage again")] = False,
+    override: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON", help="Move the aliases even if a gate fails; kept, with why"
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Build, verify and publish an engine, as a run of the flow build-engine."""
@@ -79,14 +86,15 @@ def build(
     os.environ.update(environment)
     # The display tells what happens; Prefect's own lines go to its UI, and warnings here.
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if os.environ.get(FORMAT_VARIABLE) != "json":
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     _require_prefect(str(settings.prefect_api_url))
     if not as_json:
         say(f"Prefect UI   {_ui_url(str(settings.prefect_api_url))}")
     # By name, so that the library does not depend on the flows built from it.
     flow = importlib.import_module("flows.build_engine").build_engine
     with BuildDisplay(err if as_json else out):
-        result: dict[str, Any] = flow(spec, gpu_pool=gpu_pool, force=force)
+        result: dict[str, Any] = flow(spec, gpu_pool=gpu_pool, force=force, override=override)
     if as_json:
         print_json(result)
         return

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtforge.cli.bucket import SHOWN_DIGITS, By, bytes_bar, open_store
-from trtforge.cli.listing import size
 from trtforge.cli.output import AsJson, EngineId, print_json, print_table, say
 from trtforge.errors import InputError
 from trtforge.settings import load_settings
+from trtforge.units import size
 
 if TYPE_CHECKING:
     from trtforge.store import AliasName, Manifest, Store

@@ -30,6 +30,7 @@ def list_engines(
     as_json: AsJson = False,
 ) -> None:
     """List the published engines, newest first."""
+    from trtforge.store.gates import GateRecords
     from trtforge.store.resolve import aliases_by_engine
 
     store = open_workshop().store
@@ -39,11 +40,13 @@ def list_engines(
     matching = [(m, aliases) for m, aliases in everything if filters.match(m, aliases)]
     at_most = limit if limit is not None else 0 if as_json else _SHOWN
     shown = matching[:at_most] if at_most else matching
+    gates = GateRecords(store.bucket).states(manifest for manifest, _ in shown)
     if as_json:
-        print_json([engine_json(manifest, aliases) for manifest, aliases in shown])
+        print_json([engine_json(m, aliases, gates[m.engine_id]) for m, aliases in shown])
         return
     if shown:
-        print_engines(out, shown, datetime.now(UTC))
+        failed = {engine_id for engine_id, state in gates.items() if state.blocks}
+        print_engines(out, shown, datetime.now(UTC), failed)
     say(_closing_line(len(shown), len(matching), len(everything)))
 
 
@@ -51,6 +54,7 @@ def list_engines(
 def show(engine: EngineId, as_json: AsJson = False) -> None:
     """Show one engine's card."""
     from trtforge.card import engine_card
+    from trtforge.store.gates import GateRecords
 
     store = open_workshop().store
     manifest = store.get_manifest(engine)
@@ -59,7 +63,9 @@ def show(engine: EngineId, as_json: AsJson = False) -> None:
         return
     aliases = [n.alias for n, r in store.list_aliases() if r.engine_id == manifest.engine_id]
     location = store.manifest_uri(manifest.engine_id)
-    print_card(engine_card(manifest, location=location, aliases=aliases), location)
+    gates = GateRecords(store.bucket).state(manifest)
+    card = engine_card(manifest, location=location, aliases=aliases, gates=gates.describe())
+    print_card(card, location)
 
 
 @app.command()

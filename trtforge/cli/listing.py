@@ -1,6 +1,6 @@
 """The table of `trtforge list`: one line per engine, in 80 columns as in 200."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,11 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from trtforge.units import size
+
 if TYPE_CHECKING:
     from trtforge.store import Manifest
+    from trtforge.store.gates import GateState
 
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 _DATES_AFTER = timedelta(days=60)
@@ -51,7 +54,7 @@ class Filters:
         )
 
 
-def engine_json(manifest: "Manifest", aliases: Sequence[str]) -> dict[str, Any]:
+def engine_json(manifest: "Manifest", aliases: Sequence[str], gates: "GateState") -> dict[str, Any]:
     """One entry of `trtforge list --json`."""
     core, toolchain = manifest.core, manifest.core.built_with
     return {
@@ -63,16 +66,28 @@ def engine_json(manifest: "Manifest", aliases: Sequence[str]) -> dict[str, Any]:
         "valid_on": toolchain.gpu_name or toolchain.cpu,
         "compute_capability": toolchain.compute_capability,
         "aliases": list(aliases),
+        "gates": gates.to_json(),
         "size_bytes": core.size_bytes,
         "created_at": manifest.created_at.isoformat(timespec="seconds"),
     }
 
 
 def print_engines(
-    console: Console, engines: Iterable[tuple["Manifest", Sequence[str]]], now: datetime
+    console: Console,
+    engines: Iterable[tuple["Manifest", Sequence[str]]],
+    now: datetime,
+    failed: Collection[str] = (),
 ) -> None:
-    """Print one line per engine. A terminal's width cuts long names; a pipe gets them whole."""
-    rows = [_HEADER, *(_cells(manifest, aliases, now) for manifest, aliases in engines)]
+    """Print one line per engine. A terminal's width cuts long names; a pipe gets them whole.
+
+    Args:
+        failed: Ids of those that failed a gate, and that nobody let pass.
+    """
+    marked = (
+        (manifest, ["gate failed", *aliases] if manifest.engine_id in failed else aliases)
+        for manifest, aliases in engines
+    )
+    rows = [_HEADER, *(_cells(manifest, aliases, now) for manifest, aliases in marked)]
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(_HEADER))]
     if console.is_terminal:
         _shrink(widths, console.width)
@@ -113,16 +128,6 @@ def _fitted(text: str, width: int) -> str:
         if cell_len(text) <= width
         else set_cell_size(text, width - 1) + "…"
     )
-
-
-def size(size_bytes: int) -> str:
-    """`412 B`, `1.3 GB`: decimal units, as disks are sold and networks are measured."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def age(then: datetime, now: datetime) -> str:

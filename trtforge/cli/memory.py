@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtforge.cli.listing import size
 from trtforge.cli.output import AsJson, SpecFile, print_json, print_table, say
 from trtforge.settings import load_settings
+from trtforge.units import size
 
 if TYPE_CHECKING:
     from trtforge.engines.trtllm.memory import MemoryPlan

@@ -55,6 +55,9 @@ def resolve(
     min_seq_len: Annotated[
         int | None, typer.Option(min=1, help="Tokens in a sequence it must take")
     ] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Also engines that failed a gate, to look at them")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the engine for a model on this machine, or on a described one.
@@ -63,6 +66,7 @@ def resolve(
 
     What is not said of a described machine is not compared.
     """
+    from trtforge.store.gates import GateRecords
     from trtforge.store.resolve import Wishes
     from trtforge.store.resolve import resolve as find
 
@@ -71,12 +75,14 @@ def resolve(
     shop = open_workshop()
     runtimes = (runtime,) if runtime else () if described else _installed(shop)
     machine = replace(described or local_machine(), runtimes=runtimes)
+    manifests = list(shop.store.list_manifests())
     resolution = find(
-        shop.store.list_manifests(),
+        manifests,
         shop.store.list_aliases(),
         machine,
         model,
-        Wishes(alias, backend, min_batch_size, min_seq_len),
+        Wishes(alias, backend, min_batch_size, min_seq_len, failed),
+        GateRecords(shop.store.bucket).states(manifests),
     )
     if as_json:
         print_json(resolution.to_json())

@@ -8,10 +8,10 @@ import typer
 
 from trtforge.cli.bucket import SHOWN_DIGITS, By, bytes_bar, open_store
 from trtforge.cli.copies import export_engine, import_engine, mirror
-from trtforge.cli.listing import size
 from trtforge.cli.output import AsJson, EngineId, print_json, print_table, say
 from trtforge.errors import ServiceError
 from trtforge.settings import load_settings
+from trtforge.units import size
 
 if TYPE_CHECKING:
     from trtforge.store.gc import Garbage

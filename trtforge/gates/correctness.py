@@ -3,30 +3,24 @@
 Three answers to the same prompts are compared, token by token and logit by logit: the engine's,
 the original model's in its own 16-bit type (eager PyTorch), and the original model's in fp32 along
 the 16-bit model's tokens. The 16-bit model's distance from fp32 is the rounding noise of this
-model on these prompts; an engine may be `rounding_factor` times as far from fp32, no more, neither
-over the whole answer nor at any one token of it.
+model on these prompts; an engine may be `rounding_factor` times as far from fp32 over the whole
+answer, and `step_factor` times at any one token of it, no more.
 
 Greedy tokens must be equal, with one excuse: where the engine first differs, the two candidates
 must be so close in fp32 that rounding explains it, that is, closer than twice the largest error
 the bound above allows at that step. After that first difference the two write different texts,
-so nothing further is compared.
+so nothing further is compared. `trtforge.gates.reading` compares along a text that is given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Logits = npt.NDArray[np.float32]
-
-# Below this the 16-bit model itself is as good as exact (a toy model, or an fp32 one), and a ratio
-# of two such numbers says nothing. In units of the fp32 logits' standard deviation.
-_NOISE_FLOOR = 1e-3
-# For logits that do not vary at all.
-_TINY = float(np.finfo(np.float32).tiny)
+from trtforge.gates.divergence import Logits, divergence
+from trtforge.gates.rounding import Rounding, incomparable
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,12 @@ class Verdict:
         worst_step_ratio: The same for the worst single step. Where the 16-bit model came closer to
             fp32 than it does on average, by luck, its average counts.
         reason: Empty when the prompt passed.
+        source: Which prompt: `gates.prompts.0`, `general.2`, `text`.
+        method: How the text was read: `teacher-forced`, token by token; or `prefill`, with every
+            beginning of it as a prompt, where a runtime chooses its own tokens. Empty for answers.
+        kl, reference_kl, top1_agreement: See `trtforge.gates.divergence`.
+        explained_agreement: As `top1_agreement`, with the differences that rounding explains.
+        perplexity, reference_perplexity: Of the text, by the engine and the 16-bit model.
     """
 
     job: str
@@ -53,6 +53,14 @@ class Verdict:
     rounding_ratio: float | None
     worst_step_ratio: float | None
     reason: str
+    source: str = ""
+    method: str = ""
+    kl: float | None = None
+    reference_kl: float | None = None
+    top1_agreement: float | None = None
+    explained_agreement: float | None = None
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -77,6 +85,8 @@ def compare(
     reference_logits: Logits,
     fp32_logits: Logits,
     rounding_factor: float,
+    step_factor: float | None = None,
+    source: str = "",
 ) -> Verdict:
     """Compare one prompt's answers; all logits are (steps, vocabulary)."""
     agreed = 0
@@ -90,27 +100,19 @@ def compare(
     mine, theirs, exact = (
         logits[:steps] for logits in (engine_logits, reference_logits, fp32_logits)
     )
-    reason = _incomparable(mine, theirs, exact)
-    near_tie, ratio, worst_ratio = False, None, None
+    reason = incomparable(mine, theirs, exact)
+    near_tie, ratio, worst_ratio, apart = False, None, None, None
     if not reason:
-        errors, noise = mine - exact, theirs - exact
-        floor = max(_NOISE_FLOOR * float(exact.std()), _TINY)
-        usual = max(_rms(noise), floor)
-        ratio = _rms(errors) / usual
-        of_steps = [_rms(e) / max(_rms(n), usual) for e, n in zip(errors, noise, strict=True)]
-        worst_ratio = max(of_steps)
-        if max(ratio, worst_ratio) > rounding_factor:
-            reason = (
-                f"the engine's logits are {ratio:.1f} times as far from fp32 as the original "
-                f"16-bit model's, and {worst_ratio:.1f} times at token "
-                f"{of_steps.index(worst_ratio)}; {rounding_factor:g} are allowed"
-            )
-        elif len(engine_tokens) != len(reference_tokens):
+        rounding = Rounding.of(mine, theirs, exact)
+        ratio, worst_ratio = rounding.ratio, rounding.worst
+        apart = divergence(mine, theirs, exact)
+        reason = rounding.beyond(rounding_factor, step_factor)
+        if not reason and len(engine_tokens) != len(reference_tokens):
             reason = f"{len(engine_tokens)} tokens instead of {len(reference_tokens)}"
-        elif differs:
+        elif not reason and differs:
             wanted, given = reference_tokens[agreed], engine_tokens[agreed]
-            gap = float(exact[agreed, wanted] - exact[agreed, given])
-            allowed = 2 * rounding_factor * max(float(np.abs(noise[agreed]).max()), floor)
+            gap = rounding.gap(agreed, wanted, given)
+            allowed = rounding.explained_gap(agreed, rounding_factor)
             near_tie = gap <= allowed
             if not near_tie:
                 reason = (
@@ -126,6 +128,10 @@ def compare(
         rounding_ratio=ratio,
         worst_step_ratio=worst_ratio,
         reason=reason,
+        source=source,
+        kl=apart.kl if apart else None,
+        reference_kl=apart.reference_kl if apart else None,
+        top1_agreement=apart.top1_agreement if apart else None,
     )
 
 
@@ -137,11 +143,13 @@ def judge(
     engine_logits_dir: Path,
     reference_logits_dir: Path,
     rounding_factor: float,
+    step_factor: float | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> list[Verdict]:
     """Compare every prompt of every engine job with the reference's answer to the same prompt.
 
     Each engine job carries `reference_ids`: for each of its prompts, the id of the reference job
-    (one prompt each) that answered it.
+    (one prompt each) that answered it. `sources` says of these ids which prompt it was.
     """
     verdicts = []
     for job in engine_jobs:
@@ -165,27 +173,44 @@ def judge(
                         reference_logits_dir / reference["logits_fp32"], count, 1
                     )[:, 0],
                     rounding_factor=rounding_factor,
+                    step_factor=step_factor,
+                    source=(sources or {}).get(reference_id, ""),
                 )
             )
     return verdicts
 
 
 def correctness_jobs(
-    prompts: list[list[int]], new_tokens: int, max_batch_size: int
+    prompts: list[list[int]],
+    new_tokens: int,
+    max_batch_size: int,
+    *,
+    alone: Collection[int] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Jobs for the engine and for the reference.
 
     The engine answers every prompt alone and, where it can, in batches: other code runs then. The
     reference answers every prompt once.
+
+    Args:
+        alone: Which prompts are answered alone; None: all. Those that no batch has always are.
     """
     reference: list[dict[str, Any]] = [
         {"id": f"prompt-{n}", "prompts": [ids], "max_new_tokens": new_tokens, "logits": True}
         for n, ids in enumerate(prompts)
     ]
-    engine = [{**job, "reference_ids": [job["id"]]} for job in reference]
-    for first in range(0, len(prompts), max_batch_size):
-        group = prompts[first : first + max_batch_size]
-        if max_batch_size > 1 and len(group) > 1:
+    groups = [
+        (first, prompts[first : first + max_batch_size])
+        for first in range(0, len(prompts), max_batch_size)
+    ]
+    left_over = {first for first, group in groups if len(group) == 1}
+    engine = [
+        {**job, "reference_ids": [job["id"]]}
+        for n, job in enumerate(reference)
+        if alone is None or n in alone or n in left_over
+    ]
+    for first, group in groups:
+        if len(group) > 1:
             engine.append(
                 {
                     "id": f"batch-{first}",
@@ -196,19 +221,3 @@ def correctness_jobs(
                 }
             )
     return engine, reference
-
-
-def _incomparable(mine: Logits, theirs: Logits, exact: Logits) -> str:
-    if not len(mine):
-        return "the engine gave no token"
-    if mine.shape != exact.shape:
-        return f"the engine's logits are of {mine.shape[1]} tokens instead of {exact.shape[1]}"
-    if not np.isfinite(mine).all():
-        return "the engine's logits are not finite"
-    if not (np.isfinite(theirs).all() and np.isfinite(exact).all()):
-        return "the original model's own logits are not finite: there is nothing to compare with"
-    return ""
-
-
-def _rms(values: Logits) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from trtforge.engines.base import Toolchain
 from trtforge.engines.machine import local_machine
 from trtforge.errors import InputError
 from trtforge.progress import ignore
@@ -40,7 +41,7 @@ def ask(
     """
     manifest = shop.store.get_manifest(engine_id)
     engine = EngineSpec.model_validate(manifest.core.spec["engine"])
-    _require_valid_here(shop, engine, manifest)
+    require_valid_here(shop, engine, manifest)
     shop.work_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ask-", dir=shop.work_root) as scratch_name:
         scratch = Path(scratch_name)
@@ -74,8 +75,14 @@ def ask(
     }
 
 
-def _require_valid_here(shop: Workshop, engine: EngineSpec, manifest: Manifest) -> None:
-    here = local_machine([probe_backend(shop, engine)])
+def require_valid_here(shop: Workshop, engine: EngineSpec, manifest: Manifest) -> Toolchain:
+    """Check that an engine runs on this machine; returns the toolchain that runs it.
+
+    Raises:
+        WrongMachineError: It does not.
+    """
+    toolchain = probe_backend(shop, engine)
+    here = local_machine([toolchain])
     for mismatch in compatibility(manifest, here):
         raise WrongMachineError(
             f"the engine was compiled for {mismatch.engine!r}, here it is {mismatch.machine!r}",
@@ -83,3 +90,4 @@ def _require_valid_here(shop: Workshop, engine: EngineSpec, manifest: Manifest) 
             value=mismatch.machine,
             remedy="Run it on a machine like the one it was compiled on, or build it here",
         )
+    return toolchain

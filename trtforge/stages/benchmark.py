@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from trtforge.benchmark.machine import describe_machine
-from trtforge.benchmark.metrics import FORMULAS, Measurement, measure
+from trtforge.benchmark.metrics import Measurement
 from trtforge.benchmark.report import BenchmarkReport
-from trtforge.benchmark.workload import benchmark_jobs
-from trtforge.engines.base import RunOutcome, Toolchain
-from trtforge.engines.reference.runner import run_reference
-from trtforge.engines.registry import open_backend
+from trtforge.benchmark.workload import benchmark_jobs, sweep
+from trtforge.engines.base import Toolchain
 from trtforge.errors import BuildError
 from trtforge.files import FileRef, describe_directory, files_digest
-from trtforge.gates.correctness import Verdict, correctness_jobs, judge
+from trtforge.gates.correctness import Verdict
 from trtforge.progress import OnProgress
 from trtforge.spec import BuildSpec
-from trtforge.stages.prompts import gate_prompts
+from trtforge.stages.bench_report import engine_before, engine_rows, write_evidence
+from trtforge.stages.measuring import (
+    Bench,
+    log_line,
+    model_shape,
+    own_prompts,
+    run_sweep,
+    speed_facts,
+)
+from trtforge.stages.prompts import gate_checks
 from trtforge.stages.pull import PulledModel
 from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
 from trtforge.store import StageResult
@@ -35,8 +42,10 @@ def benchmark_inputs(
         "engine": files_digest(engine),
         "model": model.content_digest,
         "benchmark": spec.benchmark.model_dump(mode="json"),
+        **own_prompts(spec),
         "concurrency": list(spec.concurrencies()),
-        "gates": spec.gates.model_dump(mode="json"),
+        # How its speed is judged changes nothing in what is measured.
+        "gates": spec.gates.model_dump(mode="json", exclude={"performance"}),
         "threads": spec.engine.options.get("threads", 0),
         "toolchain": toolchain.to_json(),
     }
@@ -49,7 +58,8 @@ def benchmark(
     engine: Sequence[FileRef],
     toolchain: Toolchain,
 ) -> StageOutcome:
-    """Measure; the outputs are `report.json` and `requests.jsonl` (the times of every token)."""
+    """Measure; the outputs are the report (as data, page and short form), `requests.jsonl` (the
+    times of every token) and `answers.jsonl` (what the correctness gate was answered)."""
 
     def make(scratch: Path, on_progress: OnProgress) -> Made:
         return _measure_both(shop, spec, model, engine, toolchain, scratch, on_progress)
@@ -71,85 +81,59 @@ def _measure_both(
     shop.store.materialise(model.files, model_dir, on_progress=on_progress)
     shop.store.materialise(engine, engine_dir, on_progress=on_progress)
     vocab_size = json.loads((model_dir / "config.json").read_text())["vocab_size"]
-    prompts = gate_prompts(spec, open_tokenizer(model_dir), vocab_size)
-    engine_checks, reference_checks = correctness_jobs(
-        prompts, spec.gates.new_tokens, spec.engine.max_batch_size
+    tokenizer = open_tokenizer(model_dir)
+    checks = gate_checks(spec, tokenizer, vocab_size)
+    waves = sweep(spec, vocab_size, tokenizer)
+    bench = Bench(shop, spec, toolchain, scratch, on_progress)
+    measured = run_sweep(
+        spec,
+        waves,
+        {"engine": bench.engine(engine_dir), "eager": bench.eager(model_dir)},
+        {"engine": checks.engine_jobs, "eager": checks.reference_jobs},
+        watch_gpus=toolchain.device == "cuda",
     )
-    load = benchmark_jobs(spec, vocab_size)
-
-    def on_log(line: str) -> None:
-        _log.debug("%s", line)
-
-    logits = {name: scratch / f"{name}-logits" for name in ("engine", "eager")}
-    for directory in logits.values():
-        directory.mkdir()
-    backend = open_backend(spec.engine.backend, shop.interpreter(spec.engine.backend))
-    mine = backend.run(
-        spec.engine,
-        engine_dir=engine_dir,
-        jobs=[*engine_checks, *load],
-        logits_dir=logits["engine"],
-        work_dir=scratch,
-        on_progress=on_progress,
-        on_log=on_log,
-    )
-    threads = spec.engine.options.get("threads", 0)
-    theirs = run_reference(
-        model_dir,
-        dtype=spec.checkpoint.dtype,
-        device=toolchain.device,
-        threads=int(threads),
-        jobs=[*reference_checks, *load],
-        logits_dir=logits["eager"],
-        work_dir=scratch,
-        on_progress=on_progress,
-        on_log=on_log,
-        python=shop.python,
-    )
-    verdicts = judge(
-        engine_checks,
-        _by_id(mine),
-        _by_id(theirs),
-        engine_logits_dir=logits["engine"],
-        reference_logits_dir=logits["eager"],
-        rounding_factor=spec.gates.rounding_factor,
+    verdicts = checks.judge(
+        measured.outputs["engine"],
+        measured.outputs["eager"],
+        engine_logits_dir=bench.logits_dir("engine"),
+        reference_logits_dir=bench.logits_dir("eager"),
     )
     facts = {
         "machine": describe_machine(toolchain),
-        "formulas": FORMULAS,
-        "engine": _measurements(load, mine),
-        "eager": _measurements(load, theirs),
-        "engine_load_s": mine.load_s,
-        "eager_load_s": theirs.load_s,
-        "engine_peak_rss_bytes": mine.peak_rss_bytes,
-        "eager_peak_rss_bytes": theirs.peak_rss_bytes,
-        "eager_versions": theirs.versions,
+        **speed_facts(spec, measured, shape=model_shape(engine_dir), rates=bench.rates()),
         "correctness": [{**verdict.to_json(), "passed": verdict.passed} for verdict in verdicts],
     }
     out = scratch / "report"
     out.mkdir()
     try:
-        facts["own_benchmark"] = backend.bench(
+        facts["own_benchmark"] = bench.backend.bench(
             spec.engine,
             engine_dir=engine_dir,
             model_dir=model_dir,
             model_name=model.name,
-            jobs=load,
+            jobs=benchmark_jobs(spec, vocab_size),
             out_dir=out,
             work_dir=scratch,
             on_progress=on_progress,
-            on_log=on_log,
+            on_log=log_line,
         )
     except BuildError as error:
         # Ours has measured already; this one is kept beside it for comparison.
         _log.warning("the toolchain's own benchmark did not measure: %s", error)
-    (out / "report.json").write_bytes(BenchmarkReport.model_validate(facts).to_bytes())
-    with (out / "requests.jsonl").open("w") as lines:
-        for who, run in (("engine", mine), ("eager", theirs)):
-            for output in run.outputs:
-                kept = ("id", "tokens", "step_s", "request_s")
-                record = {"who": who, **{k: output[k] for k in kept if k in output}}
-                lines.write(json.dumps(record) + "\n")
+    report = BenchmarkReport.model_validate(facts)
+    write_evidence(
+        out,
+        report,
+        measured.samples,
+        title=f"{model.name} on {toolchain.gpu_name or 'CPU'}",
+        card=engine_rows(spec, model.name, model.source, toolchain),
+        previous=engine_before(shop, spec, model.name, toolchain),
+    )
+    with (out / "answers.jsonl").open("w", encoding="utf-8") as lines:
+        for who, outputs in measured.outputs.items():
+            for name, output in outputs.items():
+                told = {"who": who, "id": name, "tokens": output["tokens"]}
+                lines.write(json.dumps(told) + "\n")
     return Made(out, describe_directory(out), facts)
 
 
@@ -163,15 +147,6 @@ def verdicts(facts: dict[str, Any]) -> list[Verdict]:
     return [
         Verdict(**{k: v for k, v in data.items() if k != "passed"}) for data in facts["correctness"]
     ]
-
-
-def _measurements(load: list[dict[str, Any]], run: RunOutcome) -> list[dict[str, Any]]:
-    outputs = _by_id(run)
-    return [measure(job, outputs[job["id"]]).to_json() for job in load]
-
-
-def _by_id(run: RunOutcome) -> dict[str, dict[str, Any]]:
-    return {output["id"]: output for output in run.outputs}
 
 
 def _describe(result: StageResult) -> str:

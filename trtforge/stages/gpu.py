@@ -17,6 +17,7 @@ from trtforge.stages.publish import benchmark_summary
 from trtforge.stages.pull import PulledModel, default_name
 from trtforge.stages.stage import StageOutcome, Workshop
 from trtforge.store import Manifest, StageResult
+from trtforge.store.aliases import who
 from trtforge.store.records import Part, Record, Sha256, parse_record
 
 REPORT_FILE = "gpu-stage.json"
@@ -60,6 +61,12 @@ class GpuRequest(BaseModel):
     convert_key: _Key = Field(description="Key of the convert stage's result in the store")
     force: bool = Field(default=False, description="Make every stage again")
     traceparent: str = Field(default="", description="Trace of the run that asks")
+    override: str = Field(
+        default="",
+        exclude_if=lambda reason: not reason,
+        description="Why the engine may have its aliases even if it fails a gate",
+    )
+    override_by: str = Field(default="", exclude_if=lambda by: not by, description="Who says so")
 
     def key(self) -> str:
         """Digest of what is asked, whoever asks."""
@@ -74,6 +81,7 @@ class ReportedStage(Part):
     hit: bool
     seconds: float = Field(ge=0)
     detail: str
+    log: str = Field(default="", exclude_if=lambda address: not address)
 
 
 class GpuFailure(Part):
@@ -117,6 +125,7 @@ def make_request(
     *,
     force: bool,
     traceparent: str = "",
+    override: str = "",
 ) -> GpuRequest:
     """What the CPU half asks for once pull and convert are done."""
     return GpuRequest(
@@ -128,6 +137,8 @@ def make_request(
         convert_key=converted.key,
         force=force,
         traceparent=traceparent,
+        override=override,
+        override_by=who() if override else "",
     )
 
 
@@ -173,7 +184,14 @@ def reported_stage(outcome: StageOutcome) -> ReportedStage:
         hit=outcome.hit,
         seconds=outcome.seconds,
         detail=outcome.detail,
+        log=_log(outcome.result),
     )
+
+
+def _log(result: StageResult) -> str:
+    """The address of the toolchain's log, from the run that made the result."""
+    logs = result.facts.get("logs")
+    return str(logs[0]) if isinstance(logs, list) and logs else ""
 
 
 def failure_of(error: TrtforgeError) -> GpuFailure:

@@ -7,10 +7,10 @@ from trtforge.engines.base import Toolchain
 from trtforge.engines.gpu import LocalGpus, find_gpus
 from trtforge.engines.registry import open_backend
 from trtforge.engines.trtllm.memory import MemoryPlan
-from trtforge.errors import GateError, InputError
+from trtforge.errors import InputError
 from trtforge.sources import ResolvedSource
 from trtforge.spec import BuildSpec
-from trtforge.stages.benchmark import benchmark_inputs
+from trtforge.stages.benchmark import benchmark_inputs, verdicts
 from trtforge.stages.compile import compile_inputs, engine_files, probe_toolchain
 from trtforge.stages.convert import convert_inputs
 from trtforge.stages.memory import free_disk_bytes, plan_memory
@@ -19,6 +19,7 @@ from trtforge.stages.pull import pull_inputs, pulled_model, resolve_model
 from trtforge.stages.stage import Workshop, stage_key
 from trtforge.stages.target import upstream_converter
 from trtforge.store import Manifest, StageResult
+from trtforge.store.gates import GateRecords
 from trtforge.store.sightings import Sighting
 
 Status = Literal["in store", "to do", "follows"]
@@ -190,10 +191,12 @@ def look_up(
     )
     if not bench:
         return rest("publish")
-    try:
-        manifest = make_manifest(spec, model, checkpoint, engine, bench, toolchain)
-    except GateError as failed:
-        return [*stages, PlannedStage("publish", "to do", None, failed.problem)]
+    manifest = make_manifest(spec, model, checkpoint, engine, bench, toolchain)
+    state = GateRecords(shop.store.bucket).state(manifest)
+    if state.blocks:
+        wrong = next((v.reason for v in verdicts(bench.facts) if not v.passed), "")
+        why = f"gate: {state.describe()}{f'; {wrong}' if wrong else ''}"
+        return [*stages, PlannedStage("publish", "to do", None, why)]
     if look("publish", publish_inputs(spec, manifest.engine_id, toolchain)):
         stages[-1] = _with_aliases(shop, spec, manifest, stages[-1])
     return stages

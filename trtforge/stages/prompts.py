@@ -4,25 +4,27 @@ Whether they fit is found out before anything is made from the model: `require_p
 """
 
 import json
-import random
 from pathlib import Path
 
-from trtforge.benchmark.workload import benchmark_jobs
+from trtforge.benchmark.workload import read_prompts, sweep
 from trtforge.errors import InputError
+from trtforge.gates.checks import CorrectnessChecks, correctness_checks
 from trtforge.spec import BuildSpec
 from trtforge.tokenizer import TOKENIZER_FILES, ModelTokenizer, open_tokenizer
 
 # All that this module reads of a model.
 PROMPT_FILES = frozenset({"config.json", *TOKENIZER_FILES})
 
-_STAND_IN_PROMPTS = 3
-_STAND_IN_TOKENS = 12
 _STAND_IN_QUESTION = (1, 2, 3, 4)
 _STAND_IN_ANSWER_TOKENS = 8
 
 
 class PromptTooLongError(InputError):
     """A prompt does not fit the engine that is to be built."""
+
+
+class NothingToAskError(InputError):
+    """The correctness gate would compare nothing."""
 
 
 def require_prompts_fit(spec: BuildSpec, model_dir: Path) -> None:
@@ -34,31 +36,42 @@ def require_prompts_fit(spec: BuildSpec, model_dir: Path) -> None:
     """
     vocab_size = json.loads((model_dir / "config.json").read_text())["vocab_size"]
     tokenizer = open_tokenizer(model_dir)
-    gate_prompts(spec, tokenizer, vocab_size)
-    benchmark_jobs(spec, vocab_size)
+    gate_checks(spec, tokenizer, vocab_size)
+    if spec.benchmark.workload.prompts_file:
+        # The file may lie on the machine with the GPU alone; there it is looked at again.
+        if Path(spec.benchmark.workload.prompts_file).is_file():
+            read_prompts(spec, vocab_size, tokenizer)
+    else:
+        sweep(spec, vocab_size, tokenizer)
     question(spec, tokenizer)
 
 
-def gate_prompts(
+def gate_checks(
     spec: BuildSpec, tokenizer: ModelTokenizer | None, vocab_size: int
-) -> list[list[int]]:
-    """Token ids of `gates.prompts`; random ids for a model without a tokenizer.
+) -> CorrectnessChecks:
+    """What the correctness gate asks.
 
     Raises:
-        PromptTooLongError: naming the prompt and the limit.
+        PromptTooLongError: One of the spec's own prompts does not fit; those that trtforge brings
+            are left out then.
+        NothingToAskError: Nothing that is asked for fits.
     """
     if tokenizer is None:
-        source = random.Random(0)
-        room = spec.engine.max_seq_len - spec.gates.new_tokens
-        length = max(1, min(_STAND_IN_TOKENS, spec.engine.max_input_len, room))
-        prompts = [
-            [source.randrange(vocab_size) for _ in range(length)] for _ in range(_STAND_IN_PROMPTS)
-        ]
-    else:
-        prompts = [tokenizer.encode_question(text) for text in spec.gates.prompts]
-    for number, ids in enumerate(prompts):
-        _require_fit(spec, f"gates.prompts.{number}", ids, spec.gates.new_tokens)
-    return prompts
+        _require_fit(spec, "gates.new_tokens", [0], spec.gates.new_tokens)
+    checks = correctness_checks(spec, tokenizer, vocab_size)
+    answered = {checks.sources[job["id"]]: job["prompts"][0] for job in checks.reference_answers}
+    for source, ids in answered.items():
+        if source.startswith("gates.prompts."):
+            _require_fit(spec, source, ids, spec.gates.new_tokens)
+    if not checks.reference_jobs:
+        raise NothingToAskError(
+            f"none of these prompts fits into max_input_len {spec.engine.max_input_len} and "
+            f"max_seq_len {spec.engine.max_seq_len}, and no text is read",
+            field="gates.prompt_sets",
+            value=", ".join(spec.gates.prompt_sets),
+            remedy="Add long-context, which fits any engine, or set gates.text_tokens",
+        )
+    return checks
 
 
 def question(spec: BuildSpec, tokenizer: ModelTokenizer | None) -> tuple[list[int], int]:

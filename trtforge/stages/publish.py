@@ -12,7 +12,7 @@ from trtforge.engines.registry import open_backend
 from trtforge.engines.standin import refuse_standin
 from trtforge.errors import GateError
 from trtforge.files import files_digest
-from trtforge.gates.enforce import enforce
+from trtforge.gates.enforce import correctness_told
 from trtforge.progress import OnProgress
 from trtforge.spec import BuildSpec, EngineSpec
 from trtforge.stages.benchmark import measurements, verdicts
@@ -55,13 +55,8 @@ def make_manifest(
     bench: StageResult,
     toolchain: Toolchain,
 ) -> Manifest:
-    """Describe the engine.
-
-    Raises:
-        CorrectnessGateError: It did not pass the gates.
-    """
+    """Describe the engine, whether it passed the gates or not."""
     facts: dict[str, Any] = engine.facts
-    gates = enforce(verdicts(bench.facts))
     core = ManifestCore(
         model=ModelIdentity(
             name=model.name,
@@ -76,7 +71,8 @@ def make_manifest(
         toolchain=toolchain.to_json(),
         files=(*engine_files(engine.outputs), *model.companions),
         parents=Parents(source=model.content_digest, checkpoint=files_digest(checkpoint.outputs)),
-        gates=gates,
+        # Of the gates, what belongs to this engine alone: `trtforge.store.gates` has the rest.
+        gates=correctness_told(verdicts(bench.facts)),
     )
     return Manifest.of(
         core,

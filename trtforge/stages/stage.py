@@ -18,17 +18,17 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from trtforge.canonical import digest
-from trtforge.errors import BuildError, InputError, ServiceError
+from trtforge.errors import BuildError, InputError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, Progress, StageEvent, announce
 from trtforge.stages.kept_logs import keep_logs
+from trtforge.stages.run_logs import share_logs
 from trtforge.store import StageResult, Store
 
 # Raise a stage's number when the same inputs would give other outputs.
-CODE_VERSIONS = {"pull": 1, "convert": 1, "compile": 1, "benchmark": 1, "publish": 1}
+CODE_VERSIONS = {"pull": 1, "convert": 1, "compile": 1, "benchmark": 2, "publish": 1, "gate": 1}
 
 _STALE_S = 24 * 3600.0
-_MOST_LOG_BYTES = 8 << 20
 _log = logging.getLogger("trtforge")
 
 
@@ -173,17 +173,21 @@ def _make(
             for ref in made.files:
                 shop.store.add_to_cache(made.directory / ref.path, ref)
             sent = shop.store.put_files(made.directory, made.files, on_progress)
+            logs = share_logs(
+                shop.store, shop.run_id, stage, sorted(scratch.glob("*.log")), failed=False
+            )
             result = StageResult(
                 stage=stage,
                 key=key,
                 inputs=dict(inputs),
                 outputs=tuple(made.files),
-                facts={**made.facts, "uploaded_bytes": sent.uploaded_bytes},
+                facts={**made.facts, "uploaded_bytes": sent.uploaded_bytes, "logs": list(logs)},
                 seconds=time.monotonic() - started,
             )
             return shop.store.put_stage(result, replace=shop.force), False
         except (InputError, BuildError) as error:
-            _share_logs(shop, stage, keep_logs(scratch, error))
+            kept = keep_logs(scratch, error)
+            share_logs(shop.store, shop.run_id, stage, kept, failed=True)
             raise
         except BaseException:
             keep = resumable
@@ -206,18 +210,6 @@ def _locked(scratch: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _share_logs(shop: Workshop, stage: str, logs: Sequence[Path]) -> None:
-    """Keep the logs of a failed stage with the run, for those who cannot reach this machine."""
-    for log in logs:
-        # They tell why the stage failed, and must not become the reason themselves.
-        with suppress(OSError, ServiceError):
-            data = log.read_bytes()[-_MOST_LOG_BYTES:]
-            if shop.run_id:
-                where = shop.store.put_run_file(shop.run_id, f"logs/{stage}/{log.name}", data)
-                _log.error("the log of stage %s is at %s", stage, where)
-            announce(StageEvent(stage, "log", data.decode(errors="replace")))
 
 
 def _sweep(work_root: Path) -> None:

@@ -11,6 +11,8 @@
     toolchains/<pool>/<backend>-<variant>.json   what a GPU pool was last seen to compile with
     runs/<run id>/...                            raw benchmark data, reports, logs
     pins/<engine id>.json                        engines that `gc` keeps
+    gates/<engine id>/<time>.json                verdicts on engines, and overrides, write-once
+    benchmarks/<engine id>/<time>.json           what an engine did when, write-once
     gc/announced/<id>.json, gc/sweep.json        how publishing and `gc` heed each other
 """
 
@@ -270,6 +272,7 @@ class Store:
 
         Raises:
             EngineUnknownError: The engine is not published; the alias is where it was.
+            GateNotPassedError: It did not pass its gates, and nobody let it pass.
             ContendedError: Others kept moving the alias.
         """
         return self.aliases.move(name, engine_id, by=by)

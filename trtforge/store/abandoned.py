@@ -14,11 +14,12 @@ _GONE = {"404", "NoSuchUpload"}
 
 @dataclass(frozen=True)
 class Upload:
-    """One of them, with the bytes of the parts that arrived."""
+    """One of them, with the bytes of the parts that arrived; its age is by the service's clock."""
 
     key: str
     id: str
     size_bytes: int
+    age_s: float
 
 
 def unfinished(bucket: Bucket, older_than_s: float) -> list[Upload]:
@@ -30,9 +31,11 @@ def unfinished(bucket: Bucket, older_than_s: float) -> list[Upload]:
             page = bucket.client.list_multipart_uploads(**request)
         now = answered_at(page)
         for item in page.get("Uploads", []):
-            if (now - item["Initiated"]).total_seconds() > older_than_s:
+            age_s = (now - item["Initiated"]).total_seconds()
+            if age_s > older_than_s:
                 key, upload_id = item["Key"], item["UploadId"]
-                found.append(Upload(key, upload_id, _size_bytes(bucket, key, upload_id)))
+                size_bytes = _size_bytes(bucket, key, upload_id)
+                found.append(Upload(key, upload_id, size_bytes, age_s))
         if not page.get("IsTruncated"):
             return found
         request["KeyMarker"] = page["NextKeyMarker"]

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime
 
 from trtforge.errors import InputError, ServiceError
 from trtforge.store.announce import announced
+from trtforge.store.gates import require_gates
 from trtforge.store.inventory import in_parallel
 from trtforge.store.layout import ALIASES, AliasName, alias_key, alias_name_of, slug
 from trtforge.store.manifests import Manifests
@@ -93,6 +94,7 @@ class Aliases:
 
     def move(self, name: AliasName, engine_id: str, *, by: str) -> AliasChange:
         """See `Store.set_alias`."""
+        self._require_gates(engine_id)
         return self._move(name, engine_id, by=by)
 
     def roll_back(self, name: AliasName, *, by: str, to: str | None = None) -> RollBack:
@@ -101,10 +103,13 @@ class Aliases:
         A roll-back is a move as any other, and is in the history as one. Rolling back twice
         therefore leads to where it began, as with `kubectl rollout undo`; further back leads `to`.
 
+        Back at the engine before it goes whatever a gate says of that one by now.
+
         Args:
             to: The whole id of a published engine.
 
         Raises:
+            GateNotPassedError: The engine `to` did not pass its gates.
             AliasUnknownError: It was never set.
             NothingToRollBackToError: It never pointed at another engine.
             AliasMovedError: Somebody moved it meanwhile: two people who roll back the same
@@ -122,6 +127,8 @@ class Aliases:
                 value=name.alias,
                 remedy="Name the engine with --to",
             )
+        if to:
+            self._require_gates(to)
         change = self._move(name, target, by=by, expected=record)
         return RollBack(target, change.previous, change.moved)
 
@@ -188,6 +195,11 @@ class Aliases:
                 raise self._manifests.unknown(engine_id)
             self._bucket.update(key, decide)
         return change
+
+    def _require_gates(self, engine_id: str) -> None:
+        if not self._manifests.exists(engine_id):
+            raise self._manifests.unknown(engine_id)
+        require_gates(self._bucket, self._manifests.get(engine_id))
 
     def get(self, name: AliasName) -> AliasRecord | None:
         """See `Store.get_alias`."""

@@ -29,7 +29,9 @@ from trtforge.store.inventory import Listed, Reader, digests_in, in_parallel, li
 from trtforge.store.layout import (
     ALIASES,
     ANNOUNCEMENTS,
+    BENCHMARKS,
     BLOBS,
+    GATES,
     LEASES,
     MANIFESTS,
     PINS,
@@ -162,7 +164,7 @@ class _Gc:
         needed = set(self._announced())
         without = set(gone)
         # Everything but blobs is small; but runs hold raw data, and nobody finds blobs by them.
-        for prefix in (MANIFESTS, STAGES, TIMING, PINS):
+        for prefix in (MANIFESTS, STAGES, TIMING, PINS, GATES):
             records = [item for item in listed(self._bucket, prefix) if item.key not in without]
             for data in self._reader.all(r for r in records if r.key.endswith(".json")).values():
                 needed |= digests_in(data)
@@ -196,12 +198,17 @@ class _Gc:
         ]
 
     def _leftovers(self) -> list[Garbage]:
-        """What killed processes left of probes, leases and announcements."""
+        """What killed processes left of probes, leases and announcements; verdicts on and
+        benchmarks of engines that are gone."""
         # A living holder renews its lease every few seconds.
         found = [
             i for kind in (PROBES, LEASES) for i in listed(self._bucket, kind) if i.age_s > DAY_S
         ]
         found += [i for i in listed(self._bucket, ANNOUNCEMENTS) if i.age_s > 2 * ANNOUNCED_S]
+        engines = {_name(item) for item in listed(self._bucket, MANIFESTS)}
+        told = (GATES, BENCHMARKS)
+        verdicts = self._aged(i for kind in told for i in listed(self._bucket, kind))
+        found += [item for item in verdicts if item.key.split("/")[1] not in engines]
         return [Garbage("leftover", item.key, item.size_bytes) for item in found]
 
     def _aged(self, items: Iterable[Listed]) -> list[Listed]:

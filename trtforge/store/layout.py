@@ -13,6 +13,8 @@ from trtforge.errors import InputError
 MANIFESTS = "manifests/"
 ALIASES = "aliases/"
 PINS = "pins/"
+GATES = "gates/"
+BENCHMARKS = "benchmarks/"
 STAGES = "stages/"
 LEASES = "leases/"
 TIMING = "timing/"
@@ -79,6 +81,14 @@ def alias_name_of(key: str) -> AliasName:
 
 def pin_key(engine_id: str) -> str:
     return f"{PINS}{_hex('engine_id', engine_id)}.json"
+
+
+def gate_key(engine_id: str, name: str) -> str:
+    return f"{GATES}{_hex('engine_id', engine_id)}/{slug(name)}.json"
+
+
+def benchmark_key(engine_id: str, name: str) -> str:
+    return f"{BENCHMARKS}{_hex('engine_id', engine_id)}/{slug(name)}.json"
 
 
 def announcement_key(token: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from trtforge.errors import InputError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, ignore
+from trtforge.store.gates import GateRecords
 from trtforge.store.layout import AliasName
 from trtforge.store.manifests import Manifest
 
@@ -45,12 +46,13 @@ def mirror_engine(
     by: str,
     on_progress: OnProgress = ignore,
 ) -> Mirrored:
-    """Copy one engine: missing blobs, then the manifest, then the aliases.
+    """Copy one engine: missing blobs, the manifest, what gates said of it, then the aliases.
 
     Raises:
         SameBucketError: `dest` is `source`.
         BlobMissingError, BlobCorruptError: `source` does not hold the engine as published.
     """
+    records = GateRecords(source.bucket)
     here, there = source.bucket, dest.bucket
     if (here.endpoint_url, here.name) == (there.endpoint_url, there.name):
         raise SameBucketError(
@@ -60,7 +62,14 @@ def mirror_engine(
             remedy="Name another bucket, or another endpoint",
         )
     files: Sequence[FileRef] = list(
-        {ref.sha256: ref for ref in (*manifest.core.files, *manifest.evidence)}.values()
+        {
+            ref.sha256: ref
+            for ref in (
+                *manifest.core.files,
+                *manifest.evidence,
+                *(ref for told in records.of(manifest.engine_id) for ref in told.evidence),
+            )
+        }.values()
     )
     missing = dest.blobs.missing(files)
     source.cache.root.mkdir(parents=True, exist_ok=True)
@@ -73,6 +82,7 @@ def mirror_engine(
             copy.unlink()
     new = not dest.manifests.exists(manifest.engine_id)
     dest.publish_manifest(manifest)
+    records.copy_to(there, manifest.engine_id)
     moved = [n for n in aliases if dest.set_alias(n, manifest.engine_id, by=by).moved]
     copied_bytes = sum(ref.size_bytes for ref in missing)
     return Mirrored(

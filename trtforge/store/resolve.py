@@ -9,7 +9,7 @@ How the best of several that fit is found, first difference decides:
 5. The newest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from trtforge.errors import InputError
 from trtforge.spec import did_you_mean
 from trtforge.store.aliases import AliasRecord
 from trtforge.store.compatibility import NOT_RECORDED, Mismatch, compatibility, runs_on_gpu
+from trtforge.store.gates import GateState, gate_state
 from trtforge.store.layout import AliasName
 from trtforge.store.manifests import Manifest, ModelIdentity
 
@@ -41,12 +42,14 @@ class Wishes:
         alias: Only engines that an alias of this name points at.
         min_batch_size: `max_batch_size` in effect must be this or more.
         min_seq_len: `max_seq_len` in effect must be this or more.
+        failed: Also engines that failed a gate and that nobody let pass.
     """
 
     alias: str | None = None
     backend: str | None = None
     min_batch_size: int | None = None
     min_seq_len: int | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def resolve(
     machine: Machine,
     model: str,
     wishes: Wishes = Wishes(),
+    gates: Mapping[str, GateState] | None = None,
 ) -> Resolution:
     """Find the engine for a model on a machine.
 
@@ -129,6 +133,8 @@ def resolve(
         aliases: All aliases.
         model: The name its aliases are filed under, its source with or without the revision, or
             8 or more digits of the content digest of its weights.
+        gates: How engines stand with their gates, by their ids (`GateRecords.states`); of those
+            left out what their manifests say counts.
 
     Raises:
         ModelUnknownError: There is no engine of this model at all.
@@ -145,6 +151,7 @@ def resolve(
             (
                 *compatibility(manifest, machine),
                 *_unmet(manifest, pointing.get(manifest.engine_id, ()), wishes),
+                *_failed(manifest, gates or {}, wishes),
             ),
         )
         for manifest in mine
@@ -196,6 +203,14 @@ def _unmet(manifest: Manifest, aliases: Sequence[str], wishes: Wishes) -> Iterat
         value = manifest.core.config.get(field)
         if least is not None and not (isinstance(value, int | float) and value >= least):
             yield Mismatch(field, str(value or NOT_RECORDED), f"{least} or more wanted")
+
+
+def _failed(
+    manifest: Manifest, gates: Mapping[str, GateState], wishes: Wishes
+) -> Iterator[Mismatch]:
+    state = gates.get(manifest.engine_id) or gate_state(manifest)
+    if state.blocks and not wishes.failed:
+        yield Mismatch("gates", state.describe(), "passed")
 
 
 def _preference(candidate: Candidate, machine: Machine) -> tuple[bool, int, int, bool]:

@@ -83,10 +83,19 @@ def verify_engine(
 
 
 def verify_store(
-    store: "Store", copies: Copies | None = None, on_progress: OnProgress = ignore
+    store: "Store",
+    copies: Copies | None = None,
+    on_progress: OnProgress = ignore,
+    choose: Callable[[str], bool] | None = None,
 ) -> Verification:
-    """Read every manifest, and every byte that manifests, stage records and timing caches need."""
+    """Read every manifest, and every byte that manifests, stage records and timing caches need.
+
+    Args:
+        choose: Told a blob's digest, whether to read it; None: every one.
+    """
     needs, unreadable = _needs(store)
+    if choose:
+        needs = {sha256: need for sha256, need in needs.items() if choose(sha256)}
     return _verify(store, needs, unreadable, copies, on_progress)
 
 

@@ -38,6 +38,7 @@ def spec(source: str | Path, **parts: Any) -> BuildSpec:
 
 
 SHORT: dict[str, Any] = {
+    "gates": {"prompts": ["How do I count to nine in French?"]},
     "engine": {"max_input_len": 8, "max_seq_len": 40, "max_num_tokens": 8},
     "benchmark": {"workload": {"input_tokens": 8, "output_tokens": 8}},
 }

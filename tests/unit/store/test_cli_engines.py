@@ -14,11 +14,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from trtforge.cli import app
-from trtforge.cli.listing import age, print_engines, size
+from trtforge.cli.listing import age, print_engines
 from trtforge.cli.resolve import MachineDescriptionError
 from trtforge.store import Manifest, Store
 from trtforge.store.layout import alias_key, manifest_key
 from trtforge.store.resolve import ModelUnknownError, NoEngineFitsError
+from trtforge.units import size
 
 MANY = 300
 Run = Callable[..., Any]

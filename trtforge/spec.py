@@ -27,6 +27,8 @@ AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 OptionValue = bool | int | float | str
 TimingCacheMode = Literal["off", "read", "read-write"]
+PromptSet = Literal["general", "multilingual", "code", "long-context"]
+PerformanceMetric = Literal["output_tokens_per_s", "ttft_s", "itl_s"]
 
 
 class SpecError(InputError):
@@ -54,9 +56,24 @@ class _FoundError(ValueError):
         self.remedy = remedy
 
 
+_IN_CAPITALS = {"tp", "pp", "kl", "ttft", "itl"}
+_UNITS = {"s": "(s)", "ms": "(ms)"}
+
+
+def _label(name: str, _: object) -> str:
+    """What the run form calls a field: `Max seq len`, `TTFT (ms)`."""
+    words = [word.upper() if word in _IN_CAPITALS else word for word in name.split("_")]
+    words[1:] = [_UNITS.get(word, word) for word in words[1:]]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        field_title_generator=_label,
     )
 
     @model_validator(mode="before")
@@ -230,11 +247,108 @@ class EngineSpec(_Part):
         return self
 
 
-class Workload(_Part):
-    """One shape of request: every prompt and every output has exactly these lengths."""
+WorkloadName = Literal["smoke", "chat", "summary", "standard"]
+WORKLOADS: dict[WorkloadName, tuple[int, int]] = {
+    "smoke": (128, 32),
+    "chat": (1000, 200),
+    "summary": (2048, 128),
+    "standard": (1000, 1000),
+}
+"""Input and output tokens of the shapes that have a name."""
 
-    input_tokens: int = Field(ge=1, description="Tokens in", json_schema_extra=_at(0))
-    output_tokens: int = Field(ge=2, description="Tokens out", json_schema_extra=_at(1))
+
+class Workload(_Part):
+    """One shape of request: a name, or exact lengths, or prompts of your own.
+
+    A text stands for a name: `workload: chat`. Every output has exactly `output_tokens`.
+    """
+
+    name: WorkloadName | None = Field(
+        default=None,
+        description="smoke 128/32, chat 1000/200, summary 2048/128, standard 1000/1000 tokens in "
+        "and out; empty: the lengths below",
+        exclude_if=lambda name: name is None,
+        json_schema_extra=_at(0),
+    )
+    input_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens in, of every prompt; 0: those of the name, or of the prompts",
+        json_schema_extra=_at(1),
+    )
+    output_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens out, of every answer; 0: those of the name",
+        json_schema_extra=_at(2),
+    )
+    prompts_file: str = Field(
+        default="",
+        description="JSONL with prompts of your own, where the benchmark runs: each line "
+        '{"prompt": text} or {"token_ids": [...]}',
+        exclude_if=lambda path: not path,
+        json_schema_extra=_at(3),
+    )
+
+    @property
+    def label(self) -> str:
+        """What a report calls it: `chat`, `1000/200`, `prompts/200`."""
+        first = "prompts" if self.prompts_file else str(self.input_tokens)
+        return self.name or f"{first}/{self.output_tokens}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_name(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"name": data}
+        if not isinstance(data, Mapping) or data.get("name") not in WORKLOADS:
+            return data
+        shape = dict(zip(("input_tokens", "output_tokens"), WORKLOADS[data["name"]], strict=True))
+        for field, tokens in shape.items():
+            if data.get(field) not in (None, 0, tokens):
+                raise _FoundError(
+                    field,
+                    data[field],
+                    f"the workload {data['name']} has {tokens}",
+                    "Leave it out, or leave the name out",
+                )
+        return {**data, **shape}
+
+    @model_validator(mode="after")
+    def _lengths_are_told(self) -> Self:
+        if self.prompts_file and (self.name or self.input_tokens):
+            raise _FoundError(
+                "prompts_file",
+                self.prompts_file,
+                "the prompts have lengths of their own",
+                "Give prompts_file and output_tokens alone",
+            )
+        if not self.prompts_file and not self.input_tokens:
+            raise _FoundError(
+                "input_tokens", 0, "no prompt is so short", "Name a workload, or give both lengths"
+            )
+        if self.output_tokens < 2:
+            raise _FoundError(
+                "output_tokens",
+                self.output_tokens,
+                "the time between tokens needs two of them",
+                "Expected: 2 or more",
+            )
+        return self
+
+
+class SloSpec(_Part):
+    """What a request must keep to count for goodput; 0 asks nothing."""
+
+    ttft_ms: float = Field(
+        default=0, ge=0, description="Time to first token, at most", json_schema_extra=_at(0)
+    )
+    itl_ms: float = Field(
+        default=0,
+        ge=0,
+        description="Mean time between tokens of the request, at most",
+        json_schema_extra=_at(1),
+    )
 
 
 class BenchmarkSpec(_Part):
@@ -247,25 +361,101 @@ class BenchmarkSpec(_Part):
     )
     concurrency: tuple[int, ...] = Field(
         default=(),
-        description="Requests at once, one measurement each; empty: 1 and engine.max_batch_size",
+        description="Requests at once, one measurement each; empty: 1, 2, 4 … max_batch_size",
         json_schema_extra=_at(1),
     )
-    warmups: int = Field(default=1, ge=1, description="Runs thrown away", json_schema_extra=_at(2))
-    repeats: int = Field(default=3, ge=1, description="Runs measured", json_schema_extra=_at(3))
+    warmups: int = Field(
+        default=1,
+        ge=1,
+        description="Batches thrown away, at each concurrency",
+        json_schema_extra=_at(2),
+    )
+    repeats: int = Field(
+        default=3,
+        ge=1,
+        description="Runs over all concurrencies; intervals need 2, and 3 to mean much",
+        json_schema_extra=_at(3),
+    )
     seed: int = Field(default=0, ge=0, description="Of the prompts", json_schema_extra=_at(4))
+    requests: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Requests at each concurrency in each repeat, rounded up to whole batches; 0: "
+        "one batch. A p99 needs 100 in all",
+        exclude_if=lambda requests: not requests,
+        json_schema_extra=_at(5),
+    )
+    in_turns: bool = Field(
+        default=False,
+        title="In turns",
+        description="Load engine and original model anew for each repeat, by turns, so that a "
+        "machine that grows slower cannot favour one of them",
+        exclude_if=lambda in_turns: not in_turns,
+        json_schema_extra=_at(6),
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Seconds after which a request counts as timed out",
+        exclude_if=lambda timeout_s: timeout_s == 600.0,
+        json_schema_extra=_at(7),
+    )
+    slo: SloSpec = Field(
+        default=SloSpec(),
+        title="SLO",
+        description="What a request must keep to count for goodput",
+        exclude_if=lambda slo: slo == SloSpec(),
+        json_schema_extra=_at(8),
+    )
+    hourly_price: float = Field(
+        default=0,
+        ge=0,
+        title="Hourly price",
+        description="Of the machine, in any currency; gives the cost of a million output tokens",
+        exclude_if=lambda price: not price,
+        json_schema_extra=_at(9),
+    )
+
+
+class PerformanceGateSpec(_Part):
+    """How much slower than the engine in use a new one may be."""
+
+    mode: Literal["enforce", "report", "off"] = Field(
+        default="enforce",
+        description="enforce: an engine that is slower beyond doubt does not get the aliases; "
+        "report: say so only; off: do not compare. Without an engine to compare with, nothing is "
+        "enforced",
+        json_schema_extra=_at(0),
+    )
+    tolerance: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share by which it may be slower; it fails only when the whole confidence "
+        "interval lies beyond",
+        json_schema_extra=_at(1),
+    )
+    metrics: tuple[PerformanceMetric, ...] = Field(
+        default=("output_tokens_per_s", "ttft_s"),
+        min_length=1,
+        description="What is compared, at each concurrency of the benchmark",
+        json_schema_extra=_at(2),
+    )
+    repeats: int = Field(
+        default=5,
+        ge=3,
+        description="Runs of each of the two engines, in turns, where both run on the machine",
+        json_schema_extra=_at(3),
+    )
 
 
 class GatesSpec(_Part):
-    """What an engine must pass before it is published."""
+    """What an engine must pass before it gets its aliases."""
 
     prompts: tuple[str, ...] = Field(
-        default=(
-            "How do I count to nine in French?",
-            "Name three things that float on water.",
-            "The capital of Japan is",
-        ),
-        min_length=1,
-        description="Prompts whose greedy output is compared with the original model's",
+        default=(),
+        description="Prompts of your own whose greedy output is compared with the original model's",
         json_schema_extra=_at(0),
     )
     new_tokens: int = Field(
@@ -278,6 +468,65 @@ class GatesSpec(_Part):
         "from fp32) the engine may be away from fp32",
         json_schema_extra=_at(2),
     )
+    step_factor: float = Field(
+        default=4.0,
+        gt=0,
+        description="The same at any single token, where luck counts for more",
+        json_schema_extra=_at(3),
+    )
+    prompt_sets: tuple[PromptSet, ...] = Field(
+        default=("general", "multilingual", "code", "long-context"),
+        description="Prompts that trtforge brings; those that do not fit the engine are left out. "
+        "long-context is one prompt of max_input_len tokens (8192 at most)",
+        json_schema_extra=_at(4),
+    )
+    text_tokens: int = Field(
+        default=64,
+        ge=0,
+        le=4096,
+        description="Tokens of a text that trtforge brings, which engine and original model read "
+        "token by token: for the three limits below. 0: none",
+        json_schema_extra=_at(5),
+    )
+    kl_factor: float = Field(
+        default=4.0,
+        gt=0,
+        description="On the text: how many times the 16-bit model's own KL divergence from fp32 "
+        "the engine's may be",
+        json_schema_extra=_at(6),
+    )
+    top1_agreement: float = Field(
+        default=0.98,
+        gt=0,
+        le=1,
+        description="On the text: share of tokens where engine and original model find the same "
+        "one likeliest, or where rounding explains that they do not",
+        json_schema_extra=_at(7),
+    )
+    perplexity_tolerance: float = Field(
+        default=0.05,
+        gt=0,
+        description="On the text: share by which the engine's perplexity may differ from the "
+        "16-bit model's",
+        json_schema_extra=_at(8),
+    )
+    performance: PerformanceGateSpec = Field(
+        default=PerformanceGateSpec(),
+        title="Performance",
+        description="How much slower than the engine in use a new one may be",
+        json_schema_extra=_at(9),
+    )
+
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if not (self.prompts or self.prompt_sets or self.text_tokens):
+            raise _FoundError(
+                "prompt_sets",
+                [],
+                "with no prompt and no text nothing would be compared",
+                "Name one of general, multilingual, code, long-context, or give prompts",
+            )
+        return self
 
 
 class PublishSpec(_Part):
@@ -324,7 +573,7 @@ class BuildSpec(_Part):
     gates: GatesSpec = Field(
         default=GatesSpec(),
         title="Gates",
-        description="What an engine must pass before it is published",
+        description="What an engine must pass before it gets its aliases",
         json_schema_extra=_at(4),
     )
     publish: PublishSpec = Field(
@@ -341,7 +590,9 @@ class BuildSpec(_Part):
 
     def concurrencies(self) -> tuple[int, ...]:
         """The numbers of requests at once to measure, smallest first."""
-        return tuple(sorted(set(self.benchmark.concurrency or (1, self.engine.max_batch_size))))
+        most = self.engine.max_batch_size
+        doubled = [2**n for n in range(most.bit_length()) if 2**n < most]
+        return tuple(sorted(set(self.benchmark.concurrency or (*doubled, most))))
 
     @model_validator(mode="after")
     def _checkpoint_fits_backend(self) -> Self:

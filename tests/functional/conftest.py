@@ -1,8 +1,16 @@
 """One stack, and the first engine built on it, for all tests of the whole build."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import docker_images
 import pytest
+from docker_engine import DockerEngine, NoDockerError
+from docker_engine import docker_engine as started_engine
+from docker_images import WorkerImage
 from forge import Build, Forge, tiny_spec, write_spec
 from models import write_tiny_model
+from platform_crew import Crew, crew_of_its_own
 from pydantic import SecretStr
 
 from trtforge.stack import StackInfo
@@ -25,6 +33,13 @@ def forge(stack: StackInfo, tmp_path_factory: pytest.TempPathFactory) -> Forge:
     return Forge(stack.home, stack, client, Store(client, state.s3.bucket, cache))
 
 
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    """A stack with workers that the crash matrix kills piece by piece."""
+    with crew_of_its_own() as crew:
+        yield crew
+
+
 @pytest.fixture(scope="session")
 def built(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The first engine of the session, compiled without a timing cache."""
@@ -33,3 +48,33 @@ def built(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Build:
     model = write_tiny_model(directory / "tiny-first", seed=1)
     spec_file = write_spec(directory / "spec.yaml", model)
     return Build(model, tiny_spec(model), spec_file, forge.json("build", spec_file))
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerEngine]:
+    """A Docker engine: the machine's, or one of the tests' own."""
+    with ExitStack() as stack:
+        try:
+            engine = stack.enter_context(started_engine())
+        except NoDockerError as error:
+            pytest.skip(str(error))
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def cpu_image(docker_engine: DockerEngine) -> WorkerImage:
+    """The image of docker/Dockerfile.cpu, built once for all tests."""
+    return _image(docker_images.cpu_image, docker_engine)
+
+
+@pytest.fixture(scope="session")
+def machine_image(docker_engine: DockerEngine) -> WorkerImage:
+    """A stand-in for it that shows this machine's own files."""
+    return _image(docker_images.machine_image, docker_engine)
+
+
+def _image(make: Callable[[DockerEngine], WorkerImage], engine: DockerEngine) -> WorkerImage:
+    try:
+        return make(engine)
+    except NoDockerError as error:
+        pytest.skip(str(error))

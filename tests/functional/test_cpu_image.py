@@ -1,25 +1,21 @@
 """The CPU image, really built and run: a worker in a container builds an engine.
 
-Needs a Docker engine that reaches this machine's package index; skipped where none answers, or
-where the base image can neither be found nor fetched. TEST_PYTHON_IMAGE names another base than the
-Dockerfile's, for machines without a registry; TEST_CPU_IMAGE an image that is built already.
+Skipped where there is no Docker engine and none can be started (tests/docker_engine.py), and where
+there is no base image (tests/docker_images.py).
 """
 
-import importlib
-import os
-import re
+import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from docker_engine import DockerEngine
+from docker_images import WorkerImage
 from forge import prefect_http, tiny_spec
 from models import write_tiny_model
 
-from trtforge.errors import TrtforgeError
-from trtforge.images import build_image, open_docker
 from trtforge.stack import StackInfo
 from trtforge.stack import state as stack_state
 
@@ -29,34 +25,14 @@ _ROOT = Path(__file__).parents[2]
 _UID = 10001
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
-    try:
-        client = open_docker()
-    except TrtforgeError as error:
-        pytest.skip(str(error))
-    yield client
-    client.close()
+@pytest.fixture
+def engine(docker_engine: DockerEngine) -> Any:
+    return docker_engine.client
 
 
-@pytest.fixture(scope="module")
-def image(engine: Any) -> str:
-    if ready := os.environ.get("TEST_CPU_IMAGE"):
-        return ready
-    dockerfile = (_ROOT / "docker" / "Dockerfile.cpu").read_text()
-    usual = re.search(r"^ARG PYTHON_IMAGE=(\S+)", dockerfile, re.MULTILINE)
-    assert usual
-    base = os.environ.get("TEST_PYTHON_IMAGE", usual[1])
-    _require(engine, base)
-    built = build_image(
-        engine,
-        "cpu",
-        context=_ROOT,
-        tag="trtforge/cpu:functional-test",
-        build_args={"PYTHON_IMAGE": base},
-        network="host",
-    )
-    return built.image_id
+@pytest.fixture
+def image(cpu_image: WorkerImage) -> str:
+    return cpu_image.tag
 
 
 @pytest.fixture(scope="module")
@@ -100,27 +76,45 @@ def test_it_runs_as_somebody_without_rights_over_its_own_files(engine: Any, imag
     said = engine.containers.run(
         image,
         ["sh", "-c", "id -u; touch /opt/trtforge/new 2>/dev/null || echo read-only"],
+        network_mode="none",
         remove=True,
     )
     assert said.decode().split() == [str(_UID), "read-only"]
 
 
-def test_it_has_every_file_of_the_package(engine: Any, image: str) -> None:
+@pytest.mark.parametrize("package", ["trtforge", "deployments"])
+def test_it_has_every_file_of_the_packages(engine: Any, image: str, package: str) -> None:
     listing = (
-        "import pathlib, trtforge; root = pathlib.Path(trtforge.__file__).parent; "
+        f"import pathlib, {package}; root = pathlib.Path({package}.__file__).parent; "
         "print(*sorted(str(p.relative_to(root)) for p in root.rglob('*') "
         "if p.is_file() and p.suffix != '.pyc'), sep='\\n')"
     )
-    installed = (
-        engine.containers.run(image, ["python3", "-c", listing], remove=True).decode().split()
+    said = engine.containers.run(
+        image, ["python3", "-c", listing], network_mode="none", remove=True
     )
-    root = _ROOT / "trtforge"
+    root = _ROOT / package
     data = [
         str(path.relative_to(root))
         for path in root.rglob("*")
         if path.is_file() and path.suffix not in (".pyc", ".py")
     ]
-    assert set(data) <= set(installed)
+    assert data
+    assert set(data) <= set(said.decode().split())
+
+
+def test_its_logs_have_their_secrets_taken_out(engine: Any, image: str) -> None:
+    """The job templates name that file for the runs, too."""
+    said = engine.containers.run(
+        image,
+        ["sh", "-c", 'echo "$PREFECT_LOGGING_SETTINGS_PATH"; cat "$PREFECT_LOGGING_SETTINGS_PATH"'],
+        network_mode="none",
+        remove=True,
+    )
+    path, _, content = said.decode().partition("\n")
+    assert content == (_ROOT / "trtforge" / "logging.yml").read_text()
+    for pool in ("cpu-docker", "gpu-docker"):
+        template = json.loads((_ROOT / "deployments" / "pools" / f"{pool}.json").read_text())
+        assert template["job_configuration"]["env"]["PREFECT_LOGGING_SETTINGS_PATH"] == path
 
 
 def test_a_worker_in_a_container_builds_an_engine(
@@ -141,17 +135,6 @@ def test_a_worker_in_a_container_builds_an_engine(
         assert _secret(stack) not in str(worker.attrs["Config"])
     finally:
         worker.remove(force=True, v=True)
-
-
-def _require(engine: Any, base: str) -> None:
-    errors = importlib.import_module("docker.errors")
-    try:
-        engine.images.get(base)
-    except errors.ImageNotFound:
-        try:
-            engine.images.pull(base)
-        except errors.APIError as error:
-            pytest.skip(f"the base image cannot be fetched: {error.explanation}")
 
 
 def _start(stack: StackInfo, spec: dict[str, Any]) -> str:

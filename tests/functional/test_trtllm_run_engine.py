@@ -5,6 +5,7 @@ puts into process groups of their own.
 """
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -100,6 +101,7 @@ def test_the_releases_own_benchmark_is_kept_beside_ours(
     assert measured["headline"]["output_tokens_per_s"] > 0
     assert (tmp_path / measured["report"]).is_file()
     assert "--backend" in measured["command"]
+    assert json.loads(json.dumps(measured)) == measured
 
 
 @pytest.mark.parametrize("tp", [1, 2])

@@ -8,6 +8,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 STANDIN_PYTHON = HERE / "bin" / "python"
+STANDIN_REFERENCE_PYTHON = HERE / "bin" / "reference-python"
 SITE = HERE / "site"
 
 

@@ -16,7 +16,7 @@ from trtforge.spec import EngineSpec
 OnLog = Callable[[str], None]
 
 IMAGE_DIGEST_VARIABLE = "TRTFORGE_IMAGE_DIGEST"
-_IMAGE_DIGEST = re.compile(r"(?:.+@)?(sha256:[0-9a-f]{64})")
+_IMAGE_DIGEST = re.compile(r"(?:.*@)?(sha256:[0-9a-f]{64})")
 
 
 class ImageDigestError(InputError):

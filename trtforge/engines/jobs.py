@@ -5,14 +5,17 @@ A job is JSON:
     {"id": str, "prompts": [[token id, ...], ...], "max_new_tokens": int,
      "sampling": {temperature, top_k, top_p, seed},   greedy when absent
      "stop_ids": [int, ...],                          none when absent: every token is generated
+     "forced": [[int, ...], ...],                     the new tokens, whatever the logits say
      "logits": bool,                                  write the logits of every step
      "warmups": int, "repeats": int}                  1 repeat, no warm-up, when absent
 
-Its output is `{"id", "tokens": [[...]], "step_s": [[...] per repeat], "logits": file name | null}`.
-`step_s` are seconds from the start of a request to each of its tokens: the first is the TTFT.
+Its output is `{"id", "tokens": [[...]], "step_s": [[...] per repeat], "start_s": [per repeat],
+"logits": file name | null}`. `step_s` are seconds from the start of a request to each of its
+tokens: the first is the TTFT. `start_s` are the starts, on one clock for all jobs of a process.
 Logits are raw little-endian fp32 of shape (steps, batch, vocabulary), in `logits_dir`.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,9 @@ def perform(
             done += 1
             report(f"warming up {job['id']}", done, total)
         runs = []
+        start_s = []
         for _ in range(job.get("repeats", 1)):
+            start_s.append(time.perf_counter())
             runs.append(generate(job, job.get("logits", False)))
             done += 1
             report(job["id"], done, total)
@@ -51,6 +56,7 @@ def perform(
                 "id": job["id"],
                 "tokens": runs[-1].tokens,
                 "step_s": [run.step_s for run in runs],
+                "start_s": start_s,
                 "logits": name,
             }
         )

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trtforge.engines.base import Backend
 
+TEACHER_FORCING = frozenset({"aoti"})
+"""Backends whose run driver obeys `forced` (`trtforge.engines.jobs`)."""
+
 
 def open_backend(name: str, python: Path | None = None) -> "Backend":
     """The backend `name` (a value of `engine.backend`), driven by the interpreter `python`.

@@ -73,24 +73,37 @@ def _load(request: dict[str, Any], dtype: str) -> Any:
 def _generate(model: Any, job: dict[str, Any], keep_logits: bool) -> _Generation:
     import torch
 
-    if len({len(prompt) for prompt in job["prompts"]}) != 1:
+    longest = max(len(prompt) for prompt in job["prompts"])
+    ragged = any(len(prompt) != longest for prompt in job["prompts"])
+    if ragged and keep_logits:
         raise DriverError(
-            "ragged-batch", "the reference runs prompts of one length at a time", "Split the job"
+            "ragged-batch", "the reference judges prompts of one length at a time", "Split the job"
         )
     stop_ids = job.get("stop_ids", ())
+    forced = torch.tensor(job["forced"], device=model.device) if "forced" in job else None
     with torch.inference_mode():
         started = time.perf_counter()
-        ids = torch.tensor(job["prompts"], device=model.device)
+        # Prompts of several lengths begin later, behind a mask.
+        rows = [[0] * (longest - len(prompt)) + prompt for prompt in job["prompts"]]
+        ids = torch.tensor(rows, device=model.device)
+        mask = None
+        if ragged:
+            read = [[int(n >= longest - len(p)) for n in range(longest)] for p in job["prompts"]]
+            mask = torch.tensor(read, device=model.device)
         out = _Generation([[] for _ in job["prompts"]], [])
         finished = [False] * len(out.tokens)
         past = None
-        for _ in range(job["max_new_tokens"]):
-            answer = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        for step in range(job["max_new_tokens"]):
+            answer = model(
+                ids, past_key_values=past, use_cache=True, logits_to_keep=1, attention_mask=mask
+            )
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             past = answer.past_key_values
             logits = answer.logits[:, -1].float()
             if keep_logits:
                 out.logits.append(logits.cpu())
-            ids = logits.argmax(-1, keepdim=True)
+            ids = logits.argmax(-1, keepdim=True) if forced is None else forced[:, step, None]
             chosen = ids[:, 0].tolist()
             out.step_s.append(time.perf_counter() - started)
             for row, token in enumerate(chosen):

@@ -60,7 +60,7 @@ class BenchReport:
     command: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "command": list(self.command)}
 
 
 def run_trtllm_bench(

@@ -58,7 +58,19 @@ _RAISED = {
 
 
 def asked(name):
-    return name in os.environ.get("TRTFORGE_STANDIN_FAULT", "").split(",")
+    return name in _faults().split(",")
+
+
+def _faults():
+    # The file's words change while a build goes on.
+    path = os.environ.get("TRTFORGE_STANDIN_FAULT_FILE")
+    if path is None:
+        return os.environ.get("TRTFORGE_STANDIN_FAULT", "")
+    try:
+        with open(path) as file:  # noqa: PTH123 - nothing but the built-in here
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def at_start():
@@ -90,6 +102,8 @@ def at_start():
     if asked("hang"):
         while True:
             time.sleep(60)
+    while asked("wait"):
+        time.sleep(0.1)
 
 
 def while_loading():

@@ -64,6 +64,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call make_venv,$(VENV),aoti$(comma)demo$(comma)stack)
 
 $(TEST_VENV)/.installed: pyproject.toml constraints.txt
-	$(call make_venv,$(TEST_VENV),aoti$(comma)demo$(comma)stack$(comma)docker$(comma)dev)
+	$(call make_venv,$(TEST_VENV),aoti$(comma)demo$(comma)stack$(comma)docker$(comma)otel$(comma)dev)
 
 comma := ,

@@ -4,6 +4,7 @@ Builds SmolLM2-135M-Instruct from the run form on a stack of its own, in some mi
 picture of each page that a person comes to on the way. Needs Chromium.
 """
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -65,6 +66,8 @@ def show(ui: PrefectUi, platform: UiPlatform, run_id: str, out: Path) -> None:
 
 
 def main(out: Path) -> None:
+    # Killed, it stops its stack as it does on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, platform_with_workers() as platform:
         make_demo_model(Path(scratch) / MODEL)

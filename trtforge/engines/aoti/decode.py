@@ -52,6 +52,8 @@ class GraphDecoder:
     def begin(self, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         at = self._loaded
         _, rows = variant("decode", len(lengths), at.graphs, at.limits)
+        # Those of the batch before go first: there may be no room for both.
+        self._caches = []
         self._caches = at.new_caches(rows)
         self._positions = torch.tensor(lengths, device=at.device)
         self._longest = max(lengths)

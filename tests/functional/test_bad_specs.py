@@ -113,7 +113,11 @@ def part(name: str, **values: Any) -> dict[str, Any]:
         ),
         pytest.param(
             part("engine", options={"precision": "fp8"}),
-            ["engine.options.precision = 'fp8'", "no such option", "Known: device, threads"],
+            [
+                "engine.options.precision = 'fp8'",
+                "no such option",
+                "Known: decode, device, threads",
+            ],
             id="unknown engine option",
         ),
         pytest.param(

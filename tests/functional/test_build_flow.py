@@ -155,7 +155,7 @@ def prefect(forge: Forge, built: Build) -> Prefect:
 
 def test_the_run_and_its_tasks_are_in_the_prefect_ui(prefect: Prefect) -> None:
     assert prefect.run["state_name"] == "Completed"
-    wanted = dict.fromkeys(["plan", *STAGES, "alias"], "Completed")
+    wanted = dict.fromkeys(["plan", *STAGES, "gate", "alias"], "Completed")
     deadline = time.monotonic() + 30
     # Task runs are written from events, a moment after the run has ended.
     while (states := prefect.task_states()) != wanted and time.monotonic() < deadline:

@@ -188,7 +188,8 @@ class EngineSpec(_Part):
     options: dict[str, OptionValue] = Field(
         default_factory=dict,
         description="Options of the backend; aoti: device (auto, cpu, cuda), threads (0 = all), "
-        "decode (graphs; kernels: on a GPU, experimental); trtllm: those of the release's trtllm-build, without the dashes",
+        "decode (graphs; kernels: on a GPU, experimental); trtllm: those of the release's "
+        "trtllm-build, without the dashes",
         json_schema_extra=_at(6),
     )
     # How quickly the engine is built, not what it is: part of no stage's key and no engine's id.

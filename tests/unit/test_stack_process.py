@@ -43,6 +43,10 @@ def started(tmp_path: Path) -> Iterator[Started]:
     while not (child := _read(tmp_path / "child")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    # It is in the group of its parent until setsid has run.
+    while os.getsid(int(child)) != int(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     yield Started(leader, psutil.Process(int(child)), pid_file, mark)
     process.kill(of for of, _ in process.marked(mark))
 

@@ -61,12 +61,14 @@ def main() -> None:
     asked.seed = random.SystemRandom().randrange(1 << 31) if asked.seed is None else asked.seed
     work = asked.work or Path(tempfile.mkdtemp(prefix="trtforge-gpu-"))
     work.mkdir(parents=True, exist_ok=True)
+    run = Run(asked, work.resolve())
     try:
-        results, wrong = Run(asked, work.resolve()).all()
+        wrong = run.all()
     finally:
+        # Also what was found until an interruption.
+        print(json.dumps(run.results), flush=True)
         if asked.work is None:
             shutil.rmtree(work, ignore_errors=True)
-    print(json.dumps(results))
     sys.exit(1 if wrong else 0)
 
 
@@ -81,7 +83,8 @@ class Run:
         self.config: dict[str, Any] = {}
         self.started = time.monotonic()
 
-    def all(self) -> tuple[dict[str, Any], bool]:
+    def all(self) -> bool:
+        """Every phase; whether a token was wrong."""
         a = self.asked
         ceilings = self.phase("ceilings", {})
         self.row("machine", ceilings["machine"])
@@ -92,21 +95,18 @@ class Run:
             self.phase("weights", {"model_dir": str(self.model), "shape": SHAPES[a.shape]})
         self.config = json.loads((self.model / "config.json").read_text())
         convert(self.model, self.work / "checkpoint")
-        self.compile()
+        self.results["compile_cold_s"] = round(self.build("engine", None), 2)
+        self.row("compile, cold", f"{self.results['compile_cold_s']:.1f} s")
         self.time_load()
         timed = self.time_engine(ceilings)
         wrong = False if "check" in a.skip else self.check()
-        if "baseline" not in a.skip:
-            self.baseline(timed)
-        return self.results, wrong
-
-    def compile(self) -> None:
-        self.results["compile_cold_s"] = round(self.build("engine", None), 2)
-        self.row("compile, cold", f"{self.results['compile_cold_s']:.1f} s")
-        if "warm" not in self.asked.skip:
+        if "warm" not in a.skip:
             self.results["compile_warm_s"] = round(self.build("again", "engine.cache"), 2)
             self.row("compile, model.cache", f"{self.results['compile_warm_s']:.1f} s")
             shutil.rmtree(self.work / "again")
+        if "baseline" not in a.skip:
+            self.baseline(timed)
+        return wrong
 
     def build(self, name: str, cache: str | None) -> float:
         a = self.asked
@@ -256,23 +256,23 @@ class Run:
 
     def baseline(self, between: dict[int, float]) -> None:
         a = self.asked
-        asked = {
-            "model_dir": str(self.model),
-            "batches": a.batch,
-            "input_tokens": a.input_tokens,
-            "output_tokens": a.output_tokens,
-            "seed": a.seed,
-        }
         ratios: dict[str, float] = {}
-        for facts in self.phase("baseline", asked)["batches"]:
-            batch = facts["batch"]
+        self.results["over_torch_compile"] = ratios
+        for batch in a.batch:
+            asked = {
+                "model_dir": str(self.model),
+                "batch": batch,
+                "input_tokens": a.input_tokens,
+                "output_tokens": a.output_tokens,
+                "seed": a.seed,
+            }
+            facts = self.phase("baseline", asked)
             ratios[str(batch)] = round(facts["step_s"] / between[batch], 3)
             self.row(
                 f"torch.compile, batch {batch}",
                 f"{facts['step_s'] * 1e3:.3f} ms a step (eager {facts['eager_s'] * 1e3:.1f}); "
                 f"the engine is {ratios[str(batch)]:.2f} times as fast",
             )
-        self.results["over_torch_compile"] = ratios
 
     def prompts(self, source: random.Random, lengths: Sequence[int]) -> list[list[int]]:
         vocab = self.config["vocab_size"]

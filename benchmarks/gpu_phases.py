@@ -156,40 +156,34 @@ def logits_along(model: Any, job: dict[str, Any]) -> list[Any]:
 
 @torch.inference_mode()
 def baseline(request: dict[str, Any]) -> dict[str, Any]:
-    """Seconds a decode step takes the transformers model, compiled and eager, by batch."""
+    """Seconds a decode step takes the transformers model, compiled and eager."""
     from transformers import StaticCache
 
     model = load(request["model_dir"], torch.bfloat16)
     torch.manual_seed(request["seed"])
-    steps = request["output_tokens"]
-    batches = []
-    for batch in request["batches"]:
-        torch._dynamo.reset()
-        length = request["input_tokens"] + steps
-        ids = torch.randint(0, model.config.vocab_size, (batch, request["input_tokens"]))
-        ids = ids.to(DEVICE)
-        # One cache, since a recorded step belongs to the places it has read.
-        cache = StaticCache(config=model.config, max_cache_len=length)
-        compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    steps, batch = request["output_tokens"], request["batch"]
+    ids = torch.randint(0, model.config.vocab_size, (batch, request["input_tokens"])).to(DEVICE)
+    # One cache, since a recorded step belongs to the places it has read.
+    cache = StaticCache(config=model.config, max_cache_len=request["input_tokens"] + steps)
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
 
-        def generate(step: Callable[..., Any], ids: Any = ids, cache: Any = cache) -> float:
-            cache.reset()
-            answer = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token = answer.logits[:, -1:].argmax(-1)
-            times = [time.perf_counter()]
-            for _ in range(steps - 1):
-                torch.compiler.cudagraph_mark_step_begin()
-                logits = step(token, past_key_values=cache, use_cache=True).logits
-                token = logits[:, -1:].argmax(-1)
-                token.tolist()  # as streaming needs
-                times.append(time.perf_counter())
-            return statistics.median(after - before for before, after in pairwise(times))
+    def generate(step: Callable[..., Any]) -> float:
+        cache.reset()
+        answer = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = answer.logits[:, -1:].argmax(-1)
+        times = [time.perf_counter()]
+        for _ in range(steps - 1):
+            torch.compiler.cudagraph_mark_step_begin()
+            logits = step(token, past_key_values=cache, use_cache=True).logits
+            token = logits[:, -1:].argmax(-1)
+            token.tolist()  # as streaming needs
+            times.append(time.perf_counter())
+        return statistics.median(after - before for before, after in pairwise(times))
 
-        for _ in range(2):  # compiles, then records
-            generate(compiled)
-        step_s = statistics.median(generate(compiled) for _ in range(3))
-        batches.append({"batch": batch, "step_s": step_s, "eager_s": generate(model)})
-    return {"batches": batches}
+    for _ in range(2):  # compiles, then records
+        generate(compiled)
+    step_s = statistics.median(generate(compiled) for _ in range(3))
+    return {"step_s": step_s, "eager_s": generate(model)}
 
 
 def load(model_dir: str, dtype: torch.dtype) -> Any:

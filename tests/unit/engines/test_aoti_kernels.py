@@ -18,8 +18,9 @@ pytest.importorskip("triton")
 
 from trtforge.engines.aoti import step_ops  # noqa: E402
 from trtforge.engines.aoti.graphs import DecodeLayer, Head, LayerShape  # noqa: E402
-from trtforge.engines.aoti.step_graphs import StepHead, StepLayer  # noqa: E402
+from trtforge.engines.aoti.step_graphs import StepBegin, StepHead, StepLayer  # noqa: E402
 from trtforge.engines.aoti.step_sizes import TICKETS, TICKETS_PER_LAYER  # noqa: E402
+from trtforge.engines.aoti.step_state import begun  # noqa: E402
 
 DEVICE, DTYPE = ("cuda", "bfloat16") if GPU else ("cpu", "float32")
 # Of the largest number: rounding of bf16, of which ours does less, and of fp32.
@@ -56,6 +57,8 @@ class Case:
         batch = len(positions)
         self.positions = torch.tensor(positions, device=DEVICE)
         self.h = self.random(batch, shape.hidden)
+        self.next_norm = self.random(shape.hidden)
+        self.left: list[Any] = []
         angles = torch.outer(
             torch.arange(length).float(),
             10000.0 ** (-torch.arange(0, shape.head_size, 2) / shape.head_size),
@@ -73,11 +76,13 @@ class Case:
         return torch.randn(size).to(DEVICE, self.shape.torch_dtype)
 
     def by_kernels(self, caches: list[Any]) -> Any:
-        following = self.weights[self.shape.qkv_index]
-        return StepLayer(self.shape)(
-            *(self.h, self.positions, self.cos, self.sin, *caches, following),
-            *(*self.tickets, *self.weights),
+        names = list(self.shape.layer_weights())
+        state = begun(self.h, self.weights[names.index("input_layernorm.weight")], self.shape)
+        tables = (self.positions, self.cos, self.sin)
+        h, *self.left = StepLayer(self.shape)(
+            *(*state, *tables, *caches, self.next_norm, *self.tickets, *self.weights)
         )
+        return h
 
     def by_pytorch(self, caches: list[Any]) -> Any:
         slots = torch.arange(self.length, device=DEVICE)
@@ -106,6 +111,31 @@ def test_a_layer_and_the_cache_it_leaves(shape: LayerShape, positions: list[int]
         for row, position in enumerate(positions):
             untouched = torch.arange(41, device=DEVICE) != position
             assert torch.equal(a[row][:, untouched], before[row][:, untouched])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("batch", [1, 3, 17, 70])
+def test_a_layer_leaves_what_the_next_one_begins_with(shape: LayerShape, batch: int) -> None:
+    case = Case(shape, [n % 40 for n in range(batch)], 40)
+    h = case.by_kernels([c.clone() for c in case.caches])
+    _, x, *squares = begun(h, case.next_norm, shape)
+    close(case.left[0], x)
+    for mine, theirs in zip(case.left[1:], squares, strict=True):
+        assert mine.shape == theirs.shape
+        close(mine.sum(0), theirs.sum(0))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("batch", [1, 3, 17, 70])
+def test_a_step_begins_with_the_embeddings_of_its_tokens(shape: LayerShape, batch: int) -> None:
+    case = Case(shape, [0] * batch, 4)
+    embedding = case.random(shape.vocab, shape.hidden)
+    tokens = torch.randint(0, shape.vocab, (batch,)).to(DEVICE)
+    mine = StepBegin(shape)(tokens, embedding, case.next_norm)
+    theirs = begun(embedding[tokens], case.next_norm, shape)
+    assert torch.equal(mine[0], theirs[0])
+    for a, b in zip(mine[1:], theirs[1:], strict=True):
+        close(a, b)
 
 
 @pytest.mark.parametrize("name", ["grouped", "one head each"])
@@ -138,7 +168,7 @@ def test_tickets_are_zero_again_and_a_second_step_gives_the_same() -> None:
 def test_the_head_gives_fp32_logits(shape: LayerShape, batch: int) -> None:
     case = Case(shape, [0] * batch, 4)
     weights = (case.random(shape.hidden), case.random(shape.vocab, shape.hidden))
-    mine = StepHead(shape)(case.h, *weights, case.tickets[0])
+    mine = StepHead(shape)(*begun(case.h, weights[0], shape), weights[1], case.tickets[0])
     assert mine.dtype == torch.float32
     close(mine, Head(shape, None)(case.h, *weights))
 

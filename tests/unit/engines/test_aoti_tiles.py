@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from trtforge.engines.aoti.tiles import (
     MATRIX_ROWS,
-    ahead_bytes,
     attention_tile,
     linear_tile,
     power_of_two,
@@ -33,14 +32,15 @@ class TestLinear:
         assert all(is_power_of_two(size) for size in sizes)
 
     @given(ROWS, COLUMNS, st.integers(16, 65_536), st.booleans())
-    def test_two_programs_find_room_on_one_multiprocessor(
+    def test_two_programs_find_room_on_one_multiprocessor_where_there_are_so_many(
         self, rows: int, n: int, k: int, gated: bool
     ) -> None:
         tile = linear_tile(rows, n, k, gated=gated)
         weights = 2 if gated else 1
         if tile.dot:
             stage = (weights * tile.block_n + tile.block_m) * tile.block_k * 2
-            assert stage * tile.stages <= SHARED_BYTES_PER_PROGRAM
+            alone = tile.tiles(n) * tile.split <= 132
+            assert stage * tile.stages <= SHARED_BYTES_PER_PROGRAM * (2 if alone else 1)
         else:  # fp32 sums in registers, of 255 a thread
             assert weights * tile.block_n * tile.block_k // (32 * tile.warps) <= 128
 
@@ -72,7 +72,7 @@ class TestLinear:
                 (32000, 4096, False),
             ):
                 tile = linear_tile(rows, n, k, gated=gated)
-                assert tile.tiles(n) * tile.split >= 132
+                assert tile.tiles(n) * tile.split >= 128
 
 
 class TestAttention:
@@ -100,24 +100,9 @@ class TestAttention:
             assert tile.partial_size(sequences, kv_heads) > sums
 
     def test_a_single_sequence_is_shared_out_among_many(self) -> None:
-        assert attention_tile(1, 8, 4, 128, 4096).splits == 32
+        assert attention_tile(1, 8, 4, 128, 4096).splits == 16
+        assert attention_tile(1, 8, 4, 128, 1 << 17).splits == 32
         assert attention_tile(128, 32, 1, 128, 4096).splits == 1
-
-
-class TestAhead:
-    @given(st.integers(1, 300_000), st.integers(1, 1 << 17))
-    def test_whole_pieces_of_a_row_that_memory_can_deliver_meanwhile(
-        self, rows: int, row_bytes: int
-    ) -> None:
-        asked = ahead_bytes(rows, row_bytes)
-        assert asked % 16 == 0
-        assert asked <= row_bytes
-        if row_bytes % 16 == 0:
-            assert asked >= 16
-            assert rows * asked <= max(12 << 20, rows * 16)
-
-    def test_rows_that_do_not_begin_on_16_bytes_are_not_asked_for(self) -> None:
-        assert ahead_bytes(100, 1000) == 0
 
 
 @given(st.integers(1, 1 << 40))

@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from trtforge.engines.aoti.kernels import prefetch
+from trtforge.engines.aoti.kernels import wait_for_input
 
 
 @triton.jit
@@ -21,9 +21,7 @@ def attend_to_cache(
     v_cache,
     partial,
     tickets,
-    ahead,
     SCALE: tl.constexpr,
-    SEQUENCES: tl.constexpr,
     LENGTH: tl.constexpr,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -34,10 +32,7 @@ def attend_to_cache(
     SPLITS: tl.constexpr,
     LEAST: tl.constexpr,
     STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_ROW_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Attention of one new token of each sequence, GROUP query heads per key/value head.
 
@@ -46,15 +41,11 @@ def attend_to_cache(
     the cache; the new one's key and value are written there too. Its positions are shared out
     among up to SPLITS programs, to each at least LEAST of them.
     GROUP_PAD is GROUP, or 16 or more for matrix units.
+    EARLY: the kernel may be started before qkv is there (from Hopper on), and waits for it.
     """
     sequence = tl.program_id(0) // KV_HEADS
     head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
-    nothing = 0.0
-    if AHEAD:
-        programs: tl.constexpr = SEQUENCES * KV_HEADS * SPLITS
-        program = split * (SEQUENCES * KV_HEADS) + tl.program_id(0)
-        nothing = prefetch(ahead, program, programs, AHEAD_ROWS, AHEAD_ROW_BYTES, AHEAD, THREADS)
     used = tl.load(positions + sequence).to(tl.int32)
     used = tl.minimum(tl.maximum(used, 0), LENGTH - 2)
     each = tl.maximum(tl.cdiv(tl.cdiv(used, SPLITS), BLOCK) * BLOCK, LEAST)
@@ -69,8 +60,15 @@ def attend_to_cache(
     in_half = d < half
     in_whole = whole < HEAD
     in_group = g < GROUP
+    base = (sequence * KV_HEADS + head).to(tl.int64) * LENGTH * HEAD
+    keys, values = k_cache + base, v_cache + base
+    start = split * each
+    end = tl.minimum(start + each, used)
+    t = tl.arange(0, BLOCK)
     c = tl.load(cos + used * HEAD + d, mask=in_half, other=0.0).to(tl.float32)
     s = tl.load(sin + used * HEAD + d, mask=in_half, other=0.0).to(tl.float32)
+    if EARLY:
+        qkv += wait_for_input()
 
     # The new token: its queries, key and value.
     row = qkv + sequence.to(tl.int64) * (KV_HEADS * (GROUP + 2) * HEAD)
@@ -87,8 +85,6 @@ def attend_to_cache(
     k1 = (k_low * c - k_high * s).to(dtype)
     k2 = (k_high * c + k_low * s).to(dtype)
     value = tl.load(row + (KV_HEADS * (GROUP + 1) + head) * HEAD + whole, mask=in_whole, other=0.0)
-    base = (sequence * KV_HEADS + head).to(tl.int64) * LENGTH * HEAD
-    keys, values = k_cache + base, v_cache + base
     if split == 0:
         tl.store(keys + used * HEAD + d, k1, mask=in_half)
         tl.store(keys + used * HEAD + half + d, k2, mask=in_half)
@@ -99,10 +95,7 @@ def attend_to_cache(
     products = q1.to(tl.float32) * k1.to(tl.float32)[None, :]
     products += q2.to(tl.float32) * k2.to(tl.float32)[None, :]
     new = tl.sum(products, 1) * scale
-    start = split * each
-    end = tl.minimum(start + each, used)
-    t = tl.arange(0, BLOCK)
-    if GROUP == 1:
+    if GROUP_PAD == 1:
         # Every slot of a block has its own maximum and sum, so that the loop needs no reduction
         # across threads but that of the scores; one at the end brings them together.
         first = (t == 0) & (split == 0)
@@ -186,6 +179,4 @@ def attend_to_cache(
                 top_g = higher
     if last:
         out_at = out + (tl.program_id(0) * GROUP + g)[:, None] * HEAD + whole[None, :]
-        tl.store(
-            out_at, (acc_g / total_g[:, None] + nothing).to(out.dtype.element_ty), mask=out_mask
-        )
+        tl.store(out_at, (acc_g / total_g[:, None]).to(out.dtype.element_ty), mask=out_mask)

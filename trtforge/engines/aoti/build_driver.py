@@ -38,7 +38,7 @@ INDUCTOR_OPTIONS: dict[str, Any] = {
 _CODE = {
     "graphs": ("graphs",),
     "kernels": (
-        *("graphs", "step_graphs", "step_ops", "step_sizes"),
+        *("graphs", "step_graphs", "step_ops", "step_sizes", "step_state"),
         *("kernels", "attention_kernel", "tiles"),
     ),
 }

@@ -88,11 +88,6 @@ class LayerShape:
             "mlp.proj.weight": (self.hidden, self.intermediate),
         }
 
-    @property
-    def qkv_index(self) -> int:
-        """Where `attention.qkv.weight` is in `layer_weights`."""
-        return list(self.layer_weights()).index("attention.qkv.weight")
-
 
 @dataclass(frozen=True)
 class Limits:

@@ -1,9 +1,9 @@
 """Triton kernels of a decode step on a GPU: what bounds a step is reading the weights once.
 
-A step of one layer is five kernels: norm and qkv; rotation, cache and attention; output projection
-and residual; norm, gate, up and silu; down projection and residual. Each of them, when it has read
-its own weights, asks for the first of the next one's (`ahead`), so that memory is not idle while
-one kernel drains and the next one starts.
+A step of one layer is five kernels: qkv; rotation, cache and attention; output projection and
+residual; gate, up and silu; down projection and residual. A norm is no kernel of its own: whoever
+makes a row also leaves it scaled by the next norm's weight, with its sums of squares, and whoever
+multiplies it divides the result by the root of their mean.
 
 Sums that several programs share (`SPLIT`, `SPLITS`) are finished by the last of them, which knows
 itself by a ticket; it adds in a fixed order, so that a step always gives the same bits. Tickets are
@@ -19,53 +19,69 @@ import triton.language as tl
 
 
 @triton.jit
-def prefetch(
-    weight,
-    program,
-    PROGRAMS: tl.constexpr,
-    ROWS: tl.constexpr,
-    ROW_BYTES: tl.constexpr,
-    BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
-):
-    """Ask for the first BYTES of every row of a weight, into L2; each program for its share.
+def wait_for_input():
+    """Wait until what the kernel before this one made is there; see `graph_edges`.
+
+    To the compiler it is a number that an instruction computes: PyTorch's analysis of what a kernel
+    changes takes nothing with side effects. What must come after the wait has to use it.
 
     Returns:
-        0, to be added to a result. To the compiler it is a number that the instruction computes:
-        PyTorch's analysis of what a kernel changes takes nothing with side effects.
+        0, to be added to the addresses of what the kernel before this one makes.
     """
-    nothing = tl.zeros((THREADS,), tl.int32)
-    for turn in tl.static_range((ROWS + PROGRAMS * THREADS - 1) // (PROGRAMS * THREADS)):
-        row = (turn * PROGRAMS + program) * THREADS + tl.arange(0, THREADS)
-        nothing |= tl.inline_asm_elementwise(
-            "{.reg .pred wanted; setp.lt.s32 wanted, $2, $3;"
-            " @wanted cp.async.bulk.prefetch.L2.global [$1], $4; mov.u32 $0, 0;}",
-            "=r,l,r,r,r",
-            [
-                weight.to(tl.int64) + row.to(tl.int64) * ROW_BYTES,
-                row,
-                tl.full((THREADS,), ROWS, tl.int32),
-                tl.full((THREADS,), BYTES, tl.int32),
-            ],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-    return tl.max(nothing, 0).to(tl.float32)
+    nothing = tl.inline_asm_elementwise(
+        "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=True, pack=1
+    )
+    # Else what it is added to would count as unaligned, and be read two bytes at a time.
+    return tl.multiple_of(nothing, 16)
+
+
+@triton.jit
+def begin_rows(
+    h,
+    scaled,
+    squares,
+    tokens,
+    embedding,
+    norm,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+):
+    """Rows of `embedding` (V, K), and what `rows_times_weights` leaves beside a row.
+
+    That is the row scaled by `norm` (K,), and sums of its squares (TILES, ROWS); they are all in
+    the first.
+    """
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK_K)
+    in_k = k < K
+    token = tl.load(tokens + row).to(tl.int64)
+    values = tl.load(embedding + token * K + k, mask=in_k, other=0.0)
+    tl.store(h + row * K + k, values, mask=in_k)
+    wide = values.to(tl.float32)
+    weights = tl.load(norm + k, mask=in_k, other=0.0).to(tl.float32)
+    tl.store(scaled + row * K + k, (wide * weights).to(scaled.dtype.element_ty), mask=in_k)
+    tile = tl.arange(0, BLOCK_TILES)
+    sums = tl.where(tile == 0, tl.sum(wide * wide, 0), 0.0)
+    tl.store(squares + tile * ROWS + row, sums, mask=tile < TILES)
 
 
 @triton.jit
 def rows_times_weights(
     y,
+    scaled,
+    scaled_squares,
     x,
-    norm,
+    x_squares,
     weight,
     weight_up,
     bias,
     residual,
+    norm,
     partial,
     tickets,
-    ahead,
     EPSILON: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -76,25 +92,25 @@ def rows_times_weights(
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
     DOT: tl.constexpr,
-    NORM: tl.constexpr,
+    X_TILES: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    AHEAD: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_ROW_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
+    SCALES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """y (M, N) = f(x (M, K)) · weight (N, K)ᵀ, and what belongs before and after it.
+    """y (M, N) = f(x (M, K) · weight (N, K)ᵀ), and what belongs before and after it.
 
-    NORM: x is normalised (RMS) and scaled by `norm`; the division by the root mean square is done
-    last, so that x is read once. GATED: y is silu(x · weightᵀ) · (x · weight_upᵀ). BIAS and
-    RESIDUAL are added. DOT: with matrix units, as many rows as BLOCK_M; without, one row.
-    AHEAD: bytes to ask for of each of the AHEAD_ROWS rows that the next kernel reads.
+    X_TILES: if not 0, x is scaled by a norm's weight and waits to be divided by the root mean
+    square of its row, of which `x_squares` (X_TILES, M) are the sums. GATED: y is
+    silu(x · weightᵀ) · (x · weight_upᵀ). BIAS and RESIDUAL are added. SCALES: y is also left
+    `scaled` by `norm`, with its sums of squares (tiles, M). DOT: with matrix units, as many rows as
+    BLOCK_M; without, one row.
+    EARLY: the kernel may be started before x is there (from Hopper on), and waits for it.
     """
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    tiles: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     each: tl.constexpr = ((K + SPLIT - 1) // SPLIT + BLOCK_K - 1) // BLOCK_K * BLOCK_K
     whole_n: tl.constexpr = N % BLOCK_N == 0
     whole_k: tl.constexpr = each * SPLIT == K
@@ -106,79 +122,68 @@ def rows_times_weights(
     first = tl.program_id(0).to(tl.int64) * BLOCK_N * K + part * each
     w_at = weight + first + n[:, None] * K + k[None, :]
     up_at = weight_up + first + n[:, None] * K + k[None, :]
+    ready = 0
+    if EARLY:
+        ready = wait_for_input()
+    x += ready
+    if X_TILES:
+        t = tl.arange(0, BLOCK_TILES)
+        sums_at = x_squares + ready + t[:, None] * M + m[None, :]
+        squares = tl.load(sums_at, mask=(t < X_TILES)[:, None] & in_m[None, :], other=0.0)
 
     if DOT:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+        # The weight is the left side, of which Hopper's matrix units want 64 rows.
+        acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         x_at = x + part * each + m[:, None] * K + k[None, :]
         for start in tl.range(0, each, BLOCK_K, num_stages=STAGES):
             in_k = part * each + start + k < K
             x_mask = in_m[:, None] if whole_k else in_m[:, None] & in_k[None, :]
             rows = tl.load(x_at + start, mask=x_mask, other=0.0)
             w = _tile(w_at + start, in_n, in_k, whole_n, whole_k)
-            if NORM:
-                scale = tl.load(norm + part * each + start + k, mask=in_k, other=0.0)
-                wide = rows.to(tl.float32)
-                squares += wide * wide
-                rows = (wide * scale.to(tl.float32)[None, :]).to(rows.dtype)
-            acc = tl.dot(rows, tl.trans(w), acc)
+            acc = tl.dot(w, tl.trans(rows), acc)
             if GATED:
                 u = _tile(up_at + start, in_n, in_k, whole_n, whole_k)
-                up = tl.dot(rows, tl.trans(u), up)
-        square = tl.sum(squares, 1)
+                up = tl.dot(u, tl.trans(rows), up)
+        acc = tl.trans(acc)
+        up = tl.trans(up)
     else:
         wide_acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         wide_up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        squares_1 = tl.zeros((BLOCK_K,), tl.float32)
         for start in tl.range(0, each, BLOCK_K, num_stages=STAGES):
             in_k = part * each + start + k < K
             row = tl.load(x + part * each + start + k, mask=in_k, other=0.0).to(tl.float32)
             w = _tile(w_at + start, in_n, in_k, whole_n, whole_k)
-            if NORM:
-                squares_1 += row * row
-                scale = tl.load(norm + part * each + start + k, mask=in_k, other=0.0)
-                row = row * scale.to(tl.float32)
             wide_acc += w.to(tl.float32) * row[None, :]
             if GATED:
                 u = _tile(up_at + start, in_n, in_k, whole_n, whole_k)
                 wide_up += u.to(tl.float32) * row[None, :]
         acc = tl.sum(wide_acc, 1)[None, :]
         up = tl.sum(wide_up, 1)[None, :]
-        square = tl.sum(squares_1, 0) + tl.zeros((BLOCK_M,), tl.float32)
-
-    if AHEAD:
-        program = part * tiles + tile
-        acc += prefetch(ahead, program, tiles * SPLIT, AHEAD_ROWS, AHEAD_ROW_BYTES, AHEAD, THREADS)
 
     # Each part writes its sums, and the last one to do so adds them all.
     last = True
     if SPLIT > 1:
         size: tl.constexpr = BLOCK_M * BLOCK_N
-        mine = partial + (tile * SPLIT + part) * (2 * size + BLOCK_M)
+        mine = partial + (tile * SPLIT + part) * (2 * size)
         at = m[:, None] * BLOCK_N + n[None, :]
         tl.store(mine + at, acc)
         if GATED:
             tl.store(mine + size + at, up)
-        if NORM:
-            tl.store(mine + 2 * size + m, square)
         tl.debug_barrier()
         last = tl.atomic_add(tickets + tile, 1, sem="acq_rel") == SPLIT - 1
         if last:
             tl.store(tickets + tile, 0)
             acc = tl.zeros_like(acc)
             up = tl.zeros_like(up)
-            square = tl.zeros_like(square)
             for other in tl.static_range(SPLIT):
-                theirs = partial + (tile * SPLIT + other) * (2 * size + BLOCK_M)
+                theirs = partial + (tile * SPLIT + other) * (2 * size)
                 acc += tl.load(theirs + at, cache_modifier=".cg")
                 if GATED:
                     up += tl.load(theirs + size + at, cache_modifier=".cg")
-                if NORM:
-                    square += tl.load(theirs + 2 * size + m, cache_modifier=".cg")
     if last:
-        if NORM:
-            inverse = tl.rsqrt(square / K + EPSILON)[:, None]
+        if X_TILES:
+            inverse = tl.rsqrt(tl.sum(squares, 0) / K + EPSILON)[:, None]
             acc *= inverse
             up *= inverse
         column = tile * BLOCK_N + n
@@ -189,8 +194,15 @@ def rows_times_weights(
         out_at = m[:, None] * N + column[None, :]
         out_mask = in_m[:, None] & in_n[None, :]
         if RESIDUAL:
-            acc += tl.load(residual + out_at, mask=out_mask, other=0.0).to(tl.float32)
-        tl.store(y + out_at, acc.to(y.dtype.element_ty), mask=out_mask)
+            acc += tl.load(residual + ready + out_at, mask=out_mask, other=0.0).to(tl.float32)
+        out = acc.to(y.dtype.element_ty)
+        tl.store(y + out_at, out, mask=out_mask)
+        if SCALES:
+            wide = tl.where(out_mask, out.to(tl.float32), 0.0)
+            weights = tl.load(norm + column, mask=in_n, other=0.0).to(tl.float32)
+            left = (wide * weights[None, :]).to(scaled.dtype.element_ty)
+            tl.store(scaled + out_at, left, mask=out_mask)
+            tl.store(scaled_squares + tile * M + m, tl.sum(wide * wide, 1), mask=in_m)
 
 
 @triton.jit

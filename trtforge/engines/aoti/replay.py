@@ -11,12 +11,18 @@ import torch
 from torch import Tensor
 
 from trtforge.engines.aoti.decode import padded
+from trtforge.engines.aoti.graph_edges import start_early
 from trtforge.engines.aoti.loaded import Loaded
 from trtforge.engines.aoti.step_sizes import TICKETS, TICKETS_PER_LAYER, step_sizes
+from trtforge.engines.aoti.step_state import begun
+
+_WAITING = ("rows_times_weights", "attend_to_cache")
+"""The kernels that wait for their input themselves."""
 
 
 class ReplayDecoder:
-    """See `trtforge.engines.aoti.decode.Decoder`; made of the graphs `step_<n>`, `step_head_<n>`.
+    """See `trtforge.engines.aoti.decode.Decoder`; made of the graphs of
+    `trtforge.engines.aoti.step_graphs`.
 
     Where there is no GPU to record on, steps are run instead.
     """
@@ -33,7 +39,8 @@ class ReplayDecoder:
         self._tickets = [
             torch.zeros(TICKETS, dtype=torch.int32, device=device) for _ in range(TICKETS_PER_LAYER)
         ]
-        self._following = self._read_next()
+        first = list(loaded.shape.layer_weights()).index("input_layernorm.weight")
+        self._norms = [*(weights[first] for weights in loaded.layers), loaded.head[0]]
         self._logits: dict[int, Tensor] = {}
         self._batch, self._size = 0, 0
         # The largest first: the others find room in what it has taken.
@@ -50,7 +57,8 @@ class ReplayDecoder:
 
     def head(self, h: Tensor) -> Tensor:
         size = self._size_for(len(h))
-        return self._run_head(padded(h, size).contiguous(), size)[: len(h)]
+        state = begun(padded(h, size).contiguous(), self._norms[-1], self._loaded.shape)
+        return self._run_head(state, size)[: len(h)]
 
     def step(self, tokens: Tensor) -> Tensor:
         if tokens.data_ptr() != self._tokens.data_ptr():
@@ -65,44 +73,38 @@ class ReplayDecoder:
     def _size_for(self, batch: int) -> int:
         return next(size for size in self._sizes if size >= batch)
 
-    def _read_next(self) -> list[Tensor]:
-        """What each layer's last kernel may ask for: the first rows of what is read after it."""
-        first = [weights[self._loaded.shape.qkv_index] for weights in self._loaded.layers]
-        output = self._loaded.head[1]
-        rows = len(first[0])
-        return [*first[1:], output[:rows] if len(output) >= rows else first[0]]
-
     def _recorded(self, size: int) -> Callable[[], None]:
         if self._pool is None:
             return lambda: self._run(size)
         # The first call loads the kernels, which cannot be recorded.
         self._run(size)
         torch.cuda.synchronize()
-        recorded = torch.cuda.CUDAGraph()
+        recorded = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(recorded, pool=self._pool):
             self._run(size)
+        if torch.cuda.get_device_capability() >= (9, 0):
+            start_early(recorded, _WAITING)
+        recorded.instantiate()
         return recorded.replay
 
     def _run(self, size: int) -> None:
         at = self._loaded
         tokens, positions = self._tokens[:size], self._positions[:size]
-        h = torch.nn.functional.embedding(tokens, at.embedding)
-        graph = at.graphs[f"step_{size}"]
-        for weights, (k, v), following in zip(
-            at.layers, self._caches, self._following, strict=True
+        state = at.graphs[f"step_begin_{size}"]([tokens, at.embedding, self._norms[0]])
+        layer = at.graphs[f"step_{size}"]
+        for weights, (k, v), next_norm in zip(
+            at.layers, self._caches, self._norms[1:], strict=True
         ):
-            (h,) = graph(
-                [
-                    *(h, positions, at.cos, at.sin, k[:size], v[:size]),
-                    *(following, *self._tickets, *weights),
-                ]
+            cache = (k[:size], v[:size])
+            state = layer(
+                [*state, positions, at.cos, at.sin, *cache, next_norm, *self._tickets, *weights]
             )
-        logits = self._run_head(h, size)
+        logits = self._run_head(state, size)
         torch.argmax(logits, -1, out=tokens)
         positions.add_(1)
         self._logits[size] = logits
 
-    def _run_head(self, h: Tensor, size: int) -> Tensor:
+    def _run_head(self, state: list[Tensor], size: int) -> Tensor:
         at = self._loaded
-        (logits,) = at.graphs[f"step_head_{size}"]([h, *at.head, self._tickets[0]])
+        (logits,) = at.graphs[f"step_head_{size}"]([*state, at.head[1], self._tickets[0]])
         return logits[:, : at.model["vocab_size"]]

@@ -8,8 +8,34 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from trtforge.engines.aoti.attention_kernel import attend_to_cache
-from trtforge.engines.aoti.kernels import rows_times_weights
-from trtforge.engines.aoti.tiles import ahead_bytes, attention_tile, linear_tile
+from trtforge.engines.aoti.kernels import begin_rows, rows_times_weights
+from trtforge.engines.aoti.step_state import residual_tiles
+from trtforge.engines.aoti.tiles import attention_tile, linear_tile, power_of_two
+
+
+@triton_op("trtforge::step_begin", mutates_args=())
+def step_begin(
+    tokens: Tensor, embedding: Tensor, norm: Tensor, tiles: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens (B,) → their rows h (B, H), scaled by `norm`, and the sums of squares (tiles, B)."""
+    (rows,), hidden = tokens.shape, embedding.shape[1]
+    h = torch.empty((rows, hidden), dtype=embedding.dtype, device=embedding.device)
+    scaled = torch.empty_like(h)
+    squares = torch.empty((tiles, rows), dtype=torch.float32, device=embedding.device)
+    wrap_triton(begin_rows)[(rows,)](
+        h,
+        scaled,
+        squares,
+        tokens,
+        embedding,
+        norm,
+        ROWS=rows,
+        K=hidden,
+        TILES=tiles,
+        BLOCK_K=power_of_two(hidden),
+        BLOCK_TILES=power_of_two(tiles),
+    )
+    return h, scaled, squares
 
 
 @triton_op("trtforge::step_linear", mutates_args={"tickets"})
@@ -19,33 +45,78 @@ def step_linear(
     tickets: Tensor,
     epsilon: float,
     up: Tensor | None = None,
-    norm: Tensor | None = None,
+    squares: Tensor | None = None,
     bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    ahead: Tensor | None = None,
     wide: bool = False,
 ) -> Tensor:
     """x (B, K) times weight (N, K)ᵀ → (B, N), in x's type or (`wide`) fp32.
 
-    With `norm` x is normalised and scaled first; with `up` the result is silu(x·weightᵀ)·(x·upᵀ);
-    `bias` and `residual` are added. `ahead` is the weight that the next kernel reads.
+    With `squares` (tiles, B), x is scaled by a norm's weight, and divided by its root mean square;
+    with `up` the result is silu(x·weightᵀ)·(x·upᵀ); `bias` is added.
     """
-    rows, k = x.shape
-    n = weight.shape[0]
+    y = torch.empty(
+        (x.shape[0], weight.shape[0]),
+        dtype=torch.float32 if wide else x.dtype,
+        device=x.device,
+    )
+    _product(y, None, x, weight, tickets, epsilon, up=up, squares=squares, bias=bias)
+    return y
+
+
+@triton_op("trtforge::step_residual", mutates_args={"tickets"})
+def step_residual(
+    x: Tensor,
+    weight: Tensor,
+    tickets: Tensor,
+    residual: Tensor,
+    norm: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h = residual + x (B, K) · weight (N, K)ᵀ → h (B, N), h scaled by `norm`, and sums of squares.
+
+    The latter, (tiles, B) in fp32, are what `step_linear` takes with the scaled rows.
+    """
+    rows, n = x.shape[0], weight.shape[0]
+    y = torch.empty((rows, n), dtype=x.dtype, device=x.device)
+    scaled = torch.empty_like(y)
+    tiles = residual_tiles(rows, n, x.shape[1], x.element_size())
+    squares = torch.empty((tiles, rows), dtype=torch.float32, device=x.device)
+    left = (scaled, squares, norm)
+    _product(y, left, x, weight, tickets, 0.0, bias=bias, residual=residual)
+    return y, scaled, squares
+
+
+def _product(
+    y: Tensor,
+    left: tuple[Tensor, Tensor, Tensor] | None,
+    x: Tensor,
+    weight: Tensor,
+    tickets: Tensor,
+    epsilon: float,
+    *,
+    up: Tensor | None = None,
+    squares: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    (rows, k), n = x.shape, weight.shape[0]
     tile = linear_tile(rows, n, k, gated=up is not None, item_bytes=x.element_size())
-    y = torch.empty((rows, n), dtype=torch.float32 if wide else x.dtype, device=x.device)
     partial = torch.empty(tile.partial_size(n), dtype=torch.float32, device=x.device)
+    scaled, scaled_squares, norm = (weight,) * 3 if left is None else left
+    x_tiles = 0 if squares is None else squares.shape[0]
     wrap_triton(rows_times_weights)[(tile.tiles(n), tile.split)](
         y,
+        scaled,
+        scaled_squares,
         x,
-        weight if norm is None else norm,
+        weight if squares is None else squares,
         weight,
         weight if up is None else up,
         weight if bias is None else bias,
         weight if residual is None else residual,
+        norm,
         partial,
         tickets,
-        weight if ahead is None else ahead,
         EPSILON=epsilon,
         M=rows,
         N=n,
@@ -56,17 +127,15 @@ def step_linear(
         SPLIT=tile.split,
         STAGES=tile.stages,
         DOT=tile.dot,
-        NORM=norm is not None,
+        X_TILES=x_tiles,
+        BLOCK_TILES=power_of_two(max(1, x_tiles)),
         GATED=up is not None,
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
-        AHEAD=0 if ahead is None else ahead_bytes(*_rows_of(ahead)),
-        AHEAD_ROWS=0 if ahead is None else _rows_of(ahead)[0],
-        AHEAD_ROW_BYTES=0 if ahead is None else _rows_of(ahead)[1],
-        THREADS=32 * tile.warps,
+        SCALES=left is not None,
+        EARLY=_may_start_early(x),
         num_warps=tile.warps,
     )
-    return y
 
 
 @triton_op("trtforge::step_attention", mutates_args={"k_cache", "v_cache", "tickets"})
@@ -78,7 +147,6 @@ def step_attention(
     k_cache: Tensor,
     v_cache: Tensor,
     tickets: Tensor,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """Rotate the new token's q and k, store k and v, attend: qkv (B, (Q+2K)·D) → (B, Q·D).
 
@@ -102,9 +170,7 @@ def step_attention(
         v_cache,
         partial,
         tickets,
-        qkv if ahead is None else ahead,
         SCALE=head**-0.5,
-        SEQUENCES=sequences,
         LENGTH=length,
         KV_HEADS=kv_heads,
         GROUP=group,
@@ -115,15 +181,12 @@ def step_attention(
         SPLITS=tile.splits,
         LEAST=tile.least,
         STAGES=tile.stages,
-        AHEAD=0 if ahead is None else ahead_bytes(*_rows_of(ahead)),
-        AHEAD_ROWS=0 if ahead is None else _rows_of(ahead)[0],
-        AHEAD_ROW_BYTES=0 if ahead is None else _rows_of(ahead)[1],
-        THREADS=32 * tile.warps,
+        EARLY=_may_start_early(qkv),
         num_warps=tile.warps,
     )
     return out
 
 
-def _rows_of(weight: Tensor) -> tuple[int, int]:
-    """How many rows, and bytes of each."""
-    return weight.shape[0], weight.shape[1] * weight.element_size()
+def _may_start_early(tensor: Tensor) -> bool:
+    """From Hopper on, a kernel can wait for its input."""
+    return tensor.is_cuda and torch.cuda.get_device_capability() >= (9, 0)

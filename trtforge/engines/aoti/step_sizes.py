@@ -13,19 +13,19 @@ _FIRST_SIZE = 8
 
 
 def step_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The numbers of sequences that graphs are compiled for: 1, 8, 16, 32 … and the largest."""
+    """The numbers of sequences that graphs are compiled for: 1, 8, 32, 128 … and the largest."""
     sizes = [1]
     size = _FIRST_SIZE
     while size < max_batch_size:
         sizes.append(size)
-        size *= 2
+        size *= 4
     return tuple(sizes if max_batch_size == 1 else (*sizes, max_batch_size))
 
 
 def step_names(max_batch_size: int) -> tuple[str, ...]:
     """Of the graphs that take the place of `decode` and `head`."""
     sizes = step_sizes(max_batch_size)
-    return (*(f"step_{size}" for size in sizes), *(f"step_head_{size}" for size in sizes))
+    return tuple(f"{part}_{size}" for part in ("step_begin", "step", "step_head") for size in sizes)
 
 
 def step_identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def step_identity(name: str, shape: LayerShape, limits: Limits) -> dict[str, Any
     facts: dict[str, Any] = {"graph": name, "shape": described}
     if name.startswith("step_head"):
         facts["tickets"] = TICKETS
-    else:
+    elif not name.startswith("step_begin"):
         del described["vocab"]
         facts["max_seq_len"] = limits.max_seq_len
     return facts

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 MATRIX_ROWS = 64
 """Batches up to here run in the kernels of a step; above, a matrix library is the better choice."""
 
-_PROGRAMS = 264  # two for each of an H100's or H200's 132 multiprocessors
+_MULTIPROCESSORS = 132  # of an H100 or H200
 _SHARED_BYTES = 96 << 10  # so that two programs fit into one multiprocessor
-# What memory delivers in the 3 µs between the end of one kernel's reads and the next one's.
-_AHEAD_BYTES = 12 << 20
+_SHARED_BYTES_ALONE = 190 << 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class LinearTile:
         """fp32 numbers of scratch memory; 1 where the sums of one program are whole."""
         if self.split == 1:
             return 1
-        per_program = 2 * self.block_m * self.block_n + self.block_m
+        per_program = 2 * self.block_m * self.block_n
         return self.tiles(columns) * self.split * per_program
 
 
@@ -60,21 +59,21 @@ class AttentionTile:
 def linear_tile(rows: int, n: int, k: int, *, gated: bool, item_bytes: int = 2) -> LinearTile:
     """For `rows` (at most MATRIX_ROWS) times a weight (n, k), or two of them (`gated`).
 
-    One row is multiplied without matrix units, straight from memory to registers: 64 numbers of a
-    weight on their way to each thread. More go through shared memory, a few tiles ahead.
+    One row is multiplied without matrix units: 64 numbers of a weight on their way to each thread,
+    three times. More rows go through them, 64 columns at a time, a few tiles ahead.
     """
     weights = 2 if gated else 1
     if rows == 1:
-        block_k = min(512, power_of_two(k))
-        block_n = 8 if gated or n <= 8192 else 16
-        return LinearTile(1, block_n, block_k, 1, 1, 4, dot=False)
-    block_m = max(16, power_of_two(rows))
-    block_n = 32 if gated else 64
-    block_k = min(128, max(16, power_of_two(k)))
+        block_n, block_k = (4, 1024) if gated else (8 if n < 16384 else 16, 512)
+        return LinearTile(1, block_n, min(block_k, power_of_two(k)), 1, 3, 4, dot=False)
+    block_m, block_n = max(16, power_of_two(rows)), 64
+    block_k = min(64 if gated else 128, max(16, power_of_two(k)))
+    tiles = -(-n // block_n)
+    split = max(1, min(4, _MULTIPROCESSORS // tiles, k // (4 * block_k)))
+    alone = tiles * split <= _MULTIPROCESSORS
     stage_bytes = (weights * block_n + block_m) * block_k * item_bytes
-    stages = max(2, min(4, _SHARED_BYTES // stage_bytes))
-    programs = -(-n // block_n)
-    split = max(1, min(4, _PROGRAMS // programs, k // (block_k * stages)))
+    shared_bytes = _SHARED_BYTES_ALONE if alone else _SHARED_BYTES
+    stages = max(2, min(5, shared_bytes // stage_bytes))
     return LinearTile(block_m, block_n, block_k, split, stages, 4, dot=True)
 
 
@@ -83,31 +82,21 @@ def attention_tile(
 ) -> AttentionTile:
     """For `sequences` × `kv_heads` caches of up to `length` positions, `group` queries on each."""
     caches = sequences * kv_heads
-    few = caches < _PROGRAMS
-    least = 128 if few else 512
-    # A program without work ends at once, so that a batch padded to this size, or one whose
-    # sequences differ in length, may have more of them than it needs.
-    splits = max(2 * _PROGRAMS // caches, 4)
-    splits = min(power_of_two(splits), 32, max(1, length // least))
-    if caches > 8 * _PROGRAMS:
-        splits = 1
+    few, many = caches < _MULTIPROCESSORS, caches > 4 * _MULTIPROCESSORS
+    single = group == 1
+    least = 32 if few and single else 64 if few else 512
+    # A program without work ends at once, so that there may be more of them than are needed.
+    wanted = length // 256 if few else 4 * _MULTIPROCESSORS // caches
+    splits = min(32, power_of_two(wanted + 1) // 2, power_of_two(length // least + 1) // 2)
     return AttentionTile(
-        group_pad=1 if group == 1 else max(16, power_of_two(group)),
+        group_pad=1 if single else max(16, power_of_two(group)),
         head_pad=max(32, power_of_two(head)),
-        block=32 if group == 1 else 64,
-        splits=splits,
+        block=(16 if many else 32) if single else 64,
+        splits=max(1, splits),
         least=least,
-        stages=2,
-        warps=4,
+        stages=1 if single and (few or many) else 3,
+        warps=2 if single and (few or many) else 4,
     )
-
-
-def ahead_bytes(rows: int, row_bytes: int) -> int:
-    """Of each of the `rows` that the next kernel reads, how much to ask for; 0: not possible."""
-    if row_bytes % 16:
-        return 0
-    share = _AHEAD_BYTES // rows
-    return min(row_bytes, max(16, power_of_two(share + 1) // 2))
 
 
 def power_of_two(number: int) -> int:

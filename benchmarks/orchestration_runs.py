@@ -35,6 +35,8 @@ TASKS = {
     ),
 }
 WORK = {
+    # A client of the storage, once a run: whoever keeps anything in S3 makes one.
+    "tasks.workshop": ("open_workshop",),
     "tasks.plan": ("make_plan",),
     "tasks.pull": ("pull",),
     "tasks.convert": ("convert",),

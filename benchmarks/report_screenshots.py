@@ -1,6 +1,6 @@
 """Pictures of a benchmark's report page, by a real browser: light, dark, and at a phone's width.
 
-    python benchmarks/report_screenshots.py report.html docs
+    python benchmarks/report_screenshots.py report.html docs [--height 1600]
 
 writes docs/report-light.png, report-dark.png and report-phone.png with headless Chromium, and
 fails where the page is wider than its window: nothing but a table may scroll sideways. The page
@@ -63,17 +63,18 @@ def measure(page: str, view: View) -> dict[str, int]:
     return told
 
 
-def shoot(page: str, view: View, target: Path) -> None:
-    """Write one picture of the whole page."""
+def shoot(page: str, view: View, target: Path, height: int | None = None) -> None:
+    """Write one picture of the page: the topmost `height` pixels, or all of it."""
     told = measure(page, view)
     if told["width"] > view.width:
         raise SystemExit(f"{view.name}: the page is {told['width']} px wide, not {view.width}")
+    shown = min(told["height"], height or told["height"])
     text = _SHOW.format(width=view.width, height=told["height"], page=_quoted(page))
     scale = 2 if view.width < 500 else 1
     _run(
         text,
         view,
-        told["height"],
+        shown,
         [f"--screenshot={target}", f"--force-device-scale-factor={scale}", "--hide-scrollbars"],
     )
     if not target.is_file():
@@ -112,11 +113,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--height", type=int, help="pixels from the top [default: the whole page]")
     asked = parser.parse_args()
     page = asked.page.read_text(encoding="utf-8")
     for view in VIEWS:
         target = (asked.directory / f"report-{view.name}.png").resolve()
-        shoot(page, view, target)
+        shoot(page, view, target, asked.height)
         print(target)
 
 

@@ -44,7 +44,11 @@ class ServerNotConfiguredError(InputError):
 
 
 class ServerUnreachableError(ServiceError):
-    """The Prefect server does not answer, or not to us."""
+    """The Prefect server does not answer."""
+
+
+class ServerLoginError(ServiceError):
+    """The Prefect server answers, and does not accept the login."""
 
 
 class ServerRefusedError(ServiceError):

@@ -6,18 +6,26 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
 from deployments.errors import (
+    ServerLoginError,
     ServerNotConfiguredError,
     ServerRefusedError,
     ServerUnreachableError,
 )
+from trtforge.prefect_login import without_credentials
 from trtforge.redaction import redact
 
 _PAGE = 200
 # A person waits: the eight minutes that a run is patient for are too long here.
 _RETRIES = 2
+_LOGIN_REFUSED = (401, 403)
 
 
 class Server:
@@ -69,7 +77,8 @@ def connected(*, dry_run: bool) -> Iterator[Server]:
 
     Raises:
         ServerNotConfiguredError: They name none.
-        ServerUnreachableError: It does not answer, or not to us.
+        ServerUnreachableError: It does not answer.
+        ServerLoginError: It does not accept the login.
     """
     if not PREFECT_API_URL.value():
         raise ServerNotConfiguredError(
@@ -82,13 +91,17 @@ def connected(*, dry_run: bool) -> Iterator[Server]:
         try:
             with get_client(sync_client=True) as client:
                 yield Server(client, dry_run=dry_run)
-        except httpx.HTTPError as error:  # of the CSRF token, for one
+        except httpx.HTTPStatusError as error:  # of the CSRF token, for one
+            if error.response.status_code in _LOGIN_REFUSED:
+                raise _no_login(error.response.status_code) from error
+            raise _unreachable(str(error)) from error
+        except httpx.HTTPError as error:
             raise _unreachable(str(error)) from error
 
 
-def _refusal(what: str, answer: httpx.Response) -> ServerRefusedError | ServerUnreachableError:
-    if answer.status_code in (401, 403):
-        return _unreachable(f"HTTP {answer.status_code}: the credentials are not accepted")
+def _refusal(what: str, answer: httpx.Response) -> ServerRefusedError | ServerLoginError:
+    if answer.status_code in _LOGIN_REFUSED:
+        return _no_login(answer.status_code)
     try:
         detail = answer.json()
         detail = detail.get("detail") or detail.get("exception_detail") or detail
@@ -107,7 +120,19 @@ def _unreachable(problem: str) -> ServerUnreachableError:
     return ServerUnreachableError(
         f"the Prefect server does not answer ({' '.join(problem.split()) or 'no connection'})",
         field="PREFECT_API_URL",
-        value=PREFECT_API_URL.value(),
-        remedy="Start it with `trtforge up`, or correct PREFECT_API_URL and "
-        "PREFECT_API_AUTH_STRING",
+        value=without_credentials(str(PREFECT_API_URL.value())),
+        remedy="Start it with `trtforge up`, or correct PREFECT_API_URL",
+    )
+
+
+def _no_login(status: int) -> ServerLoginError:
+    given = bool(PREFECT_API_AUTH_STRING.value())
+    problem = "does not accept this login" if given else "asks for a login, and none is set"
+    url = without_credentials(str(PREFECT_API_URL.value()))
+    return ServerLoginError(
+        f"the Prefect server {url} answers, but {problem} (HTTP {status})",
+        field="PREFECT_API_AUTH_STRING",
+        value="***" if given else None,
+        remedy="Set it (or TRTFORGE_PREFECT_AUTH) to user:password of that server; the embedded "
+        "one's is prefect_auth in credentials.json of its home",
     )

@@ -40,7 +40,8 @@ def sync(
     Raises:
         InputError: Something in the files is wrong (`deployments.errors`); nothing was changed.
         PoolTypeError: A pool cannot become what the files say; nothing was changed.
-        ServerUnreachableError: The server does not answer, or not to us.
+        ServerUnreachableError: The server does not answer.
+        ServerLoginError: It does not accept the login.
         ServerRefusedError: It refused a change; those before it were made.
     """
     wanted = desired(read(files or HERE), only_pools)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from prefect.utilities.schema_tools.validation import validate
 from deployments.errors import FileInvalidError, JobVariableError, SecretInFileError
 from deployments.files import Pool
 from trtforge.redaction import redact
+from trtforge.settings import load_settings
 from trtforge.spec import did_you_mean
 
 _CHANGEABLE = ("default", "pattern", "enum", "minimum", "maximum", "title", "description")
@@ -20,6 +22,8 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _ONLY_NAMED = ("_ID", "_FILE", "_PATH", "_URL")
+_ACCESS_KEY_ID = re.compile(r"(?:^|_)ACCESS_KEY_ID$")
+_AWS_KEY_ID = re.compile(r"A[KS]IA[A-Z0-9]{16}")
 
 
 def job_template(pool: Pool, template: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +95,9 @@ def check_job_variables(
 def refuse_secrets(where: str, environment: object) -> None:
     """Refuse what looks like a secret, by its name or itself; names of files and blocks are fine.
 
+    So is the id of an access key: it opens nothing without the secret key, and a pool that has its
+    own storage has to name it.
+
     Args:
         where: File and field.
         environment: Values by name; anything else is not looked at.
@@ -105,6 +112,8 @@ def refuse_secrets(where: str, environment: object) -> None:
         named = _SECRET.search(str(name)) and not str(name).upper().endswith(_ONLY_NAMED)
         if not text or "{{ prefect.blocks." in text or not (named or redact(text) != text):
             continue
+        if _is_key_id(str(name), text):
+            continue
         raise SecretInFileError(
             "this looks like a secret, and everybody who may read the server could read it",
             field=where,
@@ -112,6 +121,16 @@ def refuse_secrets(where: str, environment: object) -> None:
             remedy="Set it in the worker's own environment, or give a file: a variable that ends "
             "in _FILE (docs/gpu-pools.md)",
         )
+
+
+def _is_key_id(name: str, value: str) -> bool:
+    """Whether that is the id of an access key, and not a secret put in its place."""
+    if not _ACCESS_KEY_ID.search(name):
+        return False
+    own = load_settings().s3_access_key_id
+    known = {os.environ.get(name), own.get_secret_value() if own else None}
+    # Ids are masked in logs, so that `redact` cannot tell them from secrets.
+    return value in known or _AWS_KEY_ID.fullmatch(value) is not None
 
 
 def _check(where: str, values: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

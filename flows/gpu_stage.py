@@ -82,8 +82,10 @@ def compile_and_measure(
     engine = engine_files(compiled.result.outputs)
     measured = benchmark_engine(spec, model, engine, toolchain, force)
     done.append(reported_stage(measured))
-    manifest = judge_engine(request, model, converted, compiled.result, measured.result, toolchain)
-    published = publish_engine(spec, manifest, toolchain, force)
+    gated = judge_engine(request, model, converted, compiled.result, measured.result, toolchain)
+    if gated.outcome:
+        done.append(reported_stage(gated.outcome))
+    published = publish_engine(spec, gated.manifest, toolchain, force)
     done.append(reported_stage(published.outcome))
     return GpuReport(
         toolchain=toolchain.to_json(),

@@ -8,6 +8,7 @@ from tasks.workshop import task_workshop
 from trtforge.card import StageLine, engine_card
 from trtforge.card_plots import token_times_of
 from trtforge.stages.gpu import GpuReport, published_manifest
+from trtforge.store.gates import GateRecords
 
 
 def show_card(report: GpuReport, aliases: dict[str, bool]) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def show_card(report: GpuReport, aliases: dict[str, bool]) -> dict[str, Any]:
         aliases=tuple(aliases),
         answer=report.answer,
         stages=stages,
+        gates=GateRecords(shop.store.bucket).state(manifest).describe(),
     )
     token_s = token_times_of(shop.store, manifest)
     artifacts.show_card(card, location, benchmark=manifest.benchmark, token_s=token_s)

@@ -2,7 +2,7 @@
 
     trtforge.engine.published   an engine is in the store and its aliases were moved
     trtforge.gate.failed        an engine was built, and did not pass
-    trtforge.regression         an engine passed, and is slower than the one in use
+    trtforge.regression         an engine is slower than the one in use, or than it was itself
 
 The resource is `trtforge.engine.<engine id>` where there is an engine id, else
 `trtforge.model.<name>`; the model is always related (role `model`). Prefect adds the flow run. A

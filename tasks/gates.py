@@ -31,7 +31,7 @@ def judge_engine(
     compiled: StageResult,
     measured: StageResult,
     toolchain: Toolchain,
-) -> Manifest:
+) -> Gated:
     """Correctness against the original model, speed against the engine in use.
 
     Raises:
@@ -46,7 +46,7 @@ def judge_engine(
         finally:
             if not gated.decision.passed:
                 _tell(gated)
-    return gated.manifest
+    return gated
 
 
 def _tell(gated: Gated) -> None:

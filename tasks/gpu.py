@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling
 
 from tasks.card_leases import free_cards_of
+from tasks.gpu_waiting import tell_why_it_waits
 from tasks.patience import patiently
 from tasks.reporting import reported
 from tasks.retrying import if_service_failed
@@ -220,9 +221,9 @@ def _follow(run_id: UUID, pool: str) -> State[object]:
                     what = f"run {run.name} in pool {pool} is {name}"
                     announce(StageEvent("gpu", "progress", progress=_step(what)))
                     shown = name
-                elif name != "Running" and time.monotonic() - told > _TELL_EVERY_S:
+                elif time.monotonic() - told > _TELL_EVERY_S:
                     told = time.monotonic()
-                    logger.warning("gpu: %s", _why_it_waits(client, pool))
+                    tell_why_it_waits(client, run, logger)
                 time.sleep(_POLL_S)
         except BaseException:
             # A worker that is stopped ends this run too, and the GPU run shall go on then.
@@ -233,16 +234,6 @@ def _follow(run_id: UUID, pool: str) -> State[object]:
 
 def _step(what: str) -> Progress:
     return Progress(what, 0, None, "steps")
-
-
-def _why_it_waits(client: SyncPrefectClient, pool: str) -> str:
-    workers = client.read_workers_for_work_pool(pool)
-    if any(worker.status == "ONLINE" for worker in workers):
-        return f"still waiting for a place in pool {pool}: other runs go first"
-    return (
-        f"no worker of pool {pool} is online: start one with "
-        f"`prefect worker start --pool {pool}`, on a machine with the GPU"
-    )
 
 
 def _is_cancelled(client: SyncPrefectClient) -> bool:

@@ -3,16 +3,10 @@
 The GPU worker compiles with the stand-in for TensorRT-LLM (tests/standin), which hangs, resists and
 dies on demand: what its engines are is of no interest here. Workers, runs and compilers are real
 processes, and whatever a row of the crash matrix does to them is done by a signal or by the API.
+Started by tests/platform_start.py.
 """
 
-import atexit
-import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,18 +17,15 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 from forge import PROMPT, Forge, prefect_http
-from pydantic import SecretStr
-from standin.environment import STANDIN_REFERENCE_PYTHON, standin_environment
+from platform_processes import engine_of, is_compiler, is_sleeper, processes_of
 
-from trtforge.engines.standin import ALLOW_VARIABLE
-from trtforge.stack import StackInfo, StackPorts, down, process, service, up
+from trtforge.stack import process, service
 from trtforge.stack import services as services_of
 from trtforge.stack import state as stack_state
-from trtforge.stack.process import Command
+from trtforge.stack.lost_runs import put_down_lost_runs
+from trtforge.stack.prefect_api import PrefectApi
 from trtforge.stack.service import Service
-from trtforge.stack.worker import CpuWorker, StandInGpuWorker, Worker, WorkerLogin
-from trtforge.store import Store
-from trtforge.store.client import make_client
+from trtforge.stack.worker import StandInGpuWorker, Worker
 from trtforge.store.verify import verify_store
 
 POOL = StandInGpuWorker.pool
@@ -43,27 +34,7 @@ POOL = StandInGpuWorker.pool
 STUBBORN = "wait,ignore-sigterm,grandchildren"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 _POLL_S = 0.2
-_RUN_ID = "PREFECT__FLOW_RUN_ID"
 T = TypeVar("T")
-
-
-class _TestWorker(Worker):
-    """A worker of the stack that looks for work often, with variables of the test's."""
-
-    extra: dict[str, str]
-
-    def command(self) -> Command:
-        usual = super().command()
-        quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-        return Command(usual.argv, usual.environment | quick | self.extra, usual.directory)
-
-
-class CrewCpuWorker(_TestWorker, CpuWorker):
-    """Pool `cpu`."""
-
-
-class CrewGpuWorker(_TestWorker, StandInGpuWorker):
-    """Pool `gpu-standin`, with the stand-in for TensorRT-LLM."""
 
 
 @dataclass
@@ -230,13 +201,11 @@ class Crew:
 
     def processes(self, run_id: str) -> list[psutil.Process]:
         """All that came of a run, in whatever group or session, its own process first."""
-        return [of for of, environment in _environments() if environment.get(_RUN_ID) == run_id]
+        return processes_of(run_id)
 
     def engine(self, run_id: str) -> psutil.Process:
         """The process of the run itself, which leads its group."""
-        found = [p for p in self.processes(run_id) if "prefect" in " ".join(p.cmdline())]
-        [engine] = [p for p in found if os.getpgid(p.pid) == p.pid]
-        return engine
+        return engine_of(run_id)
 
     def service(self, slug: str) -> Service:
         [found] = [s for s in services_of(self.forge.home) if s.slug == slug]
@@ -261,6 +230,13 @@ class Crew:
             service.ensure_running(found, lambda _: None)
         for worker in (self.cpu, self.gpu):
             service.ensure_running(worker, lambda _: None)
+
+    def look_for_lost_runs(self) -> None:
+        """What `trtforge up` does before it starts the workers."""
+        state = stack_state.read(self.forge.home)
+        assert state is not None
+        api = PrefectApi(state.prefect_api_url, str(state.prefect_auth))
+        put_down_lost_runs(api, (self.cpu, self.gpu), lambda _: None)
 
     def fault(self, words: str) -> None:
         """What the next compilers do, and, for `wait`, those that run."""
@@ -306,86 +282,6 @@ class Crew:
             assert store.get_manifest(alias.engine_id)
 
 
-@contextmanager
-def crew_of_its_own() -> Iterator[Crew]:
-    """A stack that may be killed, deployed to, with both workers at work; all ended afterwards."""
-    home = Path(tempfile.mkdtemp(prefix="trtforge-crew-"))
-    home.chmod(0o711)  # PostgreSQL runs as somebody else, should this be root
-    crew: Crew | None = None
-
-    def clean_up() -> None:
-        if crew is not None:
-            for worker in (crew.cpu, crew.gpu):
-                worker.end_runs()
-                service.stop(worker)
-        down(home)
-        shutil.rmtree(home, ignore_errors=True)
-
-    atexit.register(clean_up)
-    try:
-        info = up(home, StackPorts.free(), workers=False)
-        crew = make_crew(forge_of(info, home / "cache-of-the-test"), home)
-        deploy(crew)
-        crew.up()
-        yield crew
-    finally:
-        clean_up()
-        atexit.unregister(clean_up)
-
-
-def make_crew(forge: Forge, directory: Path) -> Crew:
-    """The workers of a running stack; not started."""
-    state = stack_state.read(forge.home)
-    assert state is not None
-    assert state.prefect_auth is not None
-    login = WorkerLogin(state.prefect_api_url, state.prefect_auth)
-    fault_file = directory / "fault"
-    fault_file.write_text("")
-    cpu, gpu = CrewCpuWorker(forge.home, login), CrewGpuWorker(forge.home, login)
-    cpu.extra = {}
-    gpu.extra = standin_environment(
-        TRTFORGE_STANDIN_FAULT_FILE=str(fault_file),
-        TRTFORGE_TOOLCHAIN_PYTHON=str(STANDIN_REFERENCE_PYTHON),
-        **{ALLOW_VARIABLE: "1"},
-    )
-    return Crew(forge, fault_file, cpu, gpu)
-
-
-def forge_of(info: StackInfo, cache: Path) -> Forge:
-    """The command and the store of a stack."""
-    state = stack_state.read(info.home)
-    assert state is not None
-    client = make_client(
-        endpoint_url=state.s3.endpoint_url,
-        region=state.s3.region,
-        access_key_id=state.s3.access_key_id,
-        secret_access_key=SecretStr(state.s3.secret_access_key),
-    )
-    return Forge(info.home, info, client, Store(client, state.s3.bucket, cache))
-
-
-def deploy(crew: Crew) -> None:
-    """The pools `cpu` and `gpu-standin` with their deployments; the GPU one takes one run."""
-    done = subprocess.run(
-        [sys.executable, "-m", "trtforge.cli", "deploy", "--json", "--pool", "cpu", "--pool", POOL],
-        env=crew.forge.environment(),
-        cwd=crew.forge.home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    json.loads(done.stdout)
-    for name in ("build-engine/cpu", f"gpu-stage/{POOL}"):
-        found = crew.ask("GET", f"deployments/name/{name}")
-        variables = found["job_variables"]
-        # The shortest that there is.
-        variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
-        crew.ask("PATCH", f"deployments/{found['id']}", {"job_variables": variables})
-    crew.limit_gpu_runs(1)
-
-
 def standin_spec(model: Path, **engine: Any) -> dict[str, Any]:
     """A spec that the stand-in compiles and answers in no time."""
     return {
@@ -408,31 +304,3 @@ def standin_spec(model: Path, **engine: Any) -> dict[str, Any]:
         },
         "publish": {"prompt": PROMPT, "max_output_len": 4},
     }
-
-
-def is_compiler(found: psutil.Process) -> bool:
-    return _says(found, "tensorrt_llm.commands.build")
-
-
-def is_driver(found: psutil.Process) -> bool:
-    return _says(found, "trtforge.engines.trtllm.build_driver")
-
-
-def is_sleeper(found: psutil.Process) -> bool:
-    return _says(found, "time.sleep(600)")
-
-
-def _says(found: psutil.Process, words: str) -> bool:
-    try:
-        return any(words in argument for argument in found.cmdline())
-    except psutil.Error:
-        return False
-
-
-def _environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    for found in psutil.process_iter():
-        try:
-            if found.status() != psutil.STATUS_ZOMBIE:
-                yield found, found.environ()
-        except (psutil.Error, OSError):
-            continue

@@ -73,7 +73,7 @@ def plan_rows(
                 "Stage": planned.stage,
                 "Status": planned.status,
                 "Bytes": size(moved) if moved else "—",
-                "Minutes": "—" if hit else _minutes(seconds),
+                "Minutes (estimate)": "—" if hit else _minutes(seconds),
                 "Detail": planned.detail,
             }
         )
@@ -83,7 +83,8 @@ def plan_rows(
     if not known_s:
         return rows, f"{told}; no earlier build says how long it takes"
     more = ", and what is not known" if len(known_s) < len(to_do) else ""
-    return rows, f"{told}, about {_minutes(sum(known_s))} minutes{more}"
+    about = _minutes(sum(known_s))
+    return rows, f"{told}, {about} minutes by an estimate from earlier builds{more}"
 
 
 def memory_rows(plan: MemoryPlan) -> list[dict[str, str]]:

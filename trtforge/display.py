@@ -36,7 +36,7 @@ class BuildDisplay:
             expand=True,
             transient=True,
         )
-        self._bar: TaskID | None = None
+        self._shown: dict[str, TaskID] = {}
         self._listening = listening(self._on_event)
 
     def __enter__(self) -> Self:
@@ -58,22 +58,23 @@ class BuildDisplay:
     def _on_event(self, event: StageEvent) -> None:
         match event.kind:
             case "started":
-                self._bar = self._bars.add_task("looking in the store", stage=event.stage, unit="")
-            case "progress" if event.progress is not None and self._bar is not None:
+                bar = self._bars.add_task("looking in the store", stage=event.stage, unit="")
+                self._shown[event.stage] = bar
+            case "progress" if event.progress is not None and event.stage in self._shown:
                 progress = event.progress
-                # Not update(): it takes a total of None, "not known", for "leave it as it is".
+                bar = self._shown[event.stage]
+                # update() and reset() take a total of None, "not known", for "leave it as it is".
+                next(task for task in self._bars.tasks if task.id == bar).total = progress.total
                 self._bars.reset(
-                    self._bar,
+                    bar,
                     completed=progress.done,
-                    total=progress.total,
                     description=progress.what,
                     stage=event.stage,
                     unit=progress.unit,
                 )
             case "hit" | "done" | "failed":
-                if self._bar is not None:
-                    self._bars.remove_task(self._bar)
-                    self._bar = None
+                if event.stage in self._shown:
+                    self._bars.remove_task(self._shown.pop(event.stage))
                 self._console.print(_ending(event), soft_wrap=True)
 
 

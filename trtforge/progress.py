@@ -4,10 +4,12 @@ Library functions take an `on_progress` callback. Stages announce themselves as 
 whoever subscribed in this process: the terminal display of `trtforge build` does.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 Unit = Literal["bytes", "steps", "tokens"]
 
@@ -34,7 +36,8 @@ class StageEvent:
     """One thing that happened to a stage.
 
     Attributes:
-        stage: `pull`, `convert`, `compile`, `benchmark` or `publish`.
+        stage: `pull`, `convert`, `compile`, `benchmark`, `gate` or `publish`; or the name of a
+            step that is no stage of a build (`Announced`).
         kind: `started`, `progress`, `hit` (found in the store), `done` or `failed`; or `log`, when
             a stage is about to fail and its toolchain left a log.
         message: One line for a person; for `log`, the whole log.
@@ -49,6 +52,40 @@ class StageEvent:
     progress: Progress | None = None
     seconds: float | None = None
     facts: dict[str, str] = field(default_factory=dict)
+
+
+class Announced:
+    """A step that is announced like a stage, as the body of a `with` block.
+
+    Attributes:
+        message: How it ended, one line for a person; the block sets it.
+    """
+
+    def __init__(self, step: str) -> None:
+        self.message = ""
+        self._step = step
+        self._started = 0.0
+
+    def on_progress(self, progress: Progress) -> None:
+        """For the functions that the block calls."""
+        announce(StageEvent(self._step, "progress", progress=progress))
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        announce(StageEvent(self._step, "started"))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        seconds = time.monotonic() - self._started
+        if error is None:
+            announce(StageEvent(self._step, "done", self.message, seconds=seconds))
+        else:
+            announce(StageEvent(self._step, "failed", str(error), seconds=seconds))
 
 
 Listener = Callable[[StageEvent], None]

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         s3_ca_bundle: File of certificates (PEM) to trust there; None: the system's.
         s3_connect_timeout_s, s3_read_timeout_s: Of one try.
         s3_max_attempts: Tries of one request in all.
-        s3_patience_s: How long a storage that fails in the middle of a transfer is waited for.
+        s3_patience_s: How long a storage that has answered before is waited for.
         prefect_api_url: API of the Prefect server; `PREFECT_API_URL` is understood too.
         prefect_auth: `user:password` of that server; `PREFECT_API_AUTH_STRING` is understood too.
         toolchain_python: Interpreter that has PyTorch and transformers: the toolchain of aoti, and

@@ -179,7 +179,7 @@ def test_the_engine_card_is_opened_from_the_run_and_its_plots_are_drawn(
 @pytest.mark.parametrize(
     ("key", "columns"),
     [
-        ("plan", ["Stage", "Status", "Bytes", "Minutes", "Detail"]),
+        ("plan", ["Stage", "Status", "Bytes", "Minutes (estimate)", "Detail"]),
         ("benchmark-table", ["Concurrency", "Output tokens/s", "eager tokens/s", "Ratio"]),
     ],
 )

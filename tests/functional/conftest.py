@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import docker_images
+import prefect.settings as prefect_settings
 import pytest
 from docker_engine import DockerEngine, NoDockerError
 from docker_engine import docker_engine as started_engine
 from docker_images import WorkerImage
 from forge import Build, Forge, tiny_spec, write_spec
 from models import write_tiny_model
-from platform_crew import Crew, crew_of_its_own
+from platform_crew import Crew
+from platform_start import crew_of_its_own
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from pydantic import SecretStr
 
+from trtforge.settings import load_settings, prefect_environment
 from trtforge.stack import StackInfo
 from trtforge.stack import state as stack_state
 from trtforge.store import Store
@@ -31,6 +37,24 @@ def forge(stack: StackInfo, tmp_path_factory: pytest.TempPathFactory) -> Forge:
     )
     cache = tmp_path_factory.mktemp("cache")
     return Forge(stack.home, stack, client, Store(client, state.s3.bucket, cache))
+
+
+@pytest.fixture(scope="module")
+def prefect_client(stack: StackInfo) -> Iterator[SyncPrefectClient]:
+    """This process as a client of the stack's server: its flows run there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTFORGE_HOME", str(stack.home))
+        environment = prefect_environment(load_settings())
+    # Prefect makes no parents.
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
+    told: dict[Any, Any] = {
+        getattr(prefect_settings, name): environment[name] for name in names if name in environment
+    }
+    told[prefect_settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
+    told[prefect_settings.PREFECT_LOGGING_TO_API_ENABLED] = False
+    with prefect_settings.temporary_settings(told), get_client(sync_client=True) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

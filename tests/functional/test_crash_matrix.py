@@ -23,7 +23,8 @@ from pathlib import Path
 
 import pytest
 from models import write_tiny_model
-from platform_crew import STUBBORN, Crew, is_compiler, standin_spec
+from platform_crew import STUBBORN, Crew, standin_spec
+from platform_processes import is_compiler
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from trtforge.gates.correctness import Verdict
 from trtforge.progress import ignore
 from trtforge.spec import parse_spec
 
-pytestmark = pytest.mark.slow
+# The first test compiles, without a timing cache.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SEEDS = 6
 SPEC = parse_spec(

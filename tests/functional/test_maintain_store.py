@@ -2,41 +2,19 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import prefect.settings as prefect_settings
 import pytest
 from prebuilt import prebuild, tiny_weights, toolchain_of
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from trtforge.settings import load_settings, prefect_environment
 from trtforge.spec import parse_spec
-from trtforge.stack import StackInfo
 from trtforge.stages.stage import Workshop
 from trtforge.stages.workshop import open_workshop
 from trtforge.store import Manifest
 from trtforge.store.layout import blob_key
-
-
-@pytest.fixture(scope="module")
-def client(stack: StackInfo) -> Iterator[SyncPrefectClient]:
-    """This process as a client of the server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRTFORGE_HOME", str(stack.home))
-        environment = prefect_environment(load_settings())
-    # Prefect makes no parents.
-    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
-    told: dict[Any, Any] = {
-        getattr(prefect_settings, name): environment[name] for name in names if name in environment
-    }
-    told[prefect_settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
-    told[prefect_settings.PREFECT_LOGGING_TO_API_ENABLED] = False
-    with prefect_settings.temporary_settings(told), get_client(sync_client=True) as found:
-        yield found
 
 
 @pytest.fixture
@@ -68,18 +46,20 @@ def maintain(**parameters: Any) -> Any:
     return maintain_store(**parameters, return_state=True)
 
 
-def table(client: SyncPrefectClient) -> dict[str, str]:
+def table(prefect_client: SyncPrefectClient) -> dict[str, str]:
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=["store-health"]))
-    newest = max(client.read_artifacts(artifact_filter=wanted), key=lambda a: str(a.created))
+    newest = max(
+        prefect_client.read_artifacts(artifact_filter=wanted), key=lambda a: str(a.created)
+    )
     return {row["What"]: row["Figure"] for row in json.loads(str(newest.data))}
 
 
 def test_a_round_through_a_store_that_is_whole(
-    client: SyncPrefectClient, shop: Workshop, engine: Manifest
+    prefect_client: SyncPrefectClient, shop: Workshop, engine: Manifest
 ) -> None:
     state = maintain(read_all_within_days=1)
     assert state.is_completed()
-    shown = table(client)
+    shown = table(prefect_client)
     assert shown["State"] == "whole"
     assert shown["Engines"] == "1"
     assert shown["Aliases"] == "1"
@@ -90,25 +70,25 @@ def test_a_round_through_a_store_that_is_whole(
 
 @pytest.mark.usefixtures("engine")
 def test_a_dry_run_deletes_nothing_and_tells_what_would_go(
-    client: SyncPrefectClient, shop: Workshop, s3: Any
+    prefect_client: SyncPrefectClient, shop: Workshop, s3: Any
 ) -> None:
     s3.client.create_multipart_upload(Bucket=s3.bucket, Key="blobs/sha256/ab/half")
     # The server tells in whole seconds when that was.
     time.sleep(1.1)
     assert maintain(dry_run=True, uploads_days=0).is_completed()
-    assert table(client)["Reclaimable"] == "0 B in 1 objects"
-    assert table(client)["Unfinished uploads"] == "1, the oldest begun 0 h ago"
+    assert table(prefect_client)["Reclaimable"] == "0 B in 1 objects"
+    assert table(prefect_client)["Unfinished uploads"] == "1, the oldest begun 0 h ago"
     assert s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads")
 
     assert maintain(uploads_days=0).is_completed()
-    assert table(client)["Freed now"] == "0 B in 1 objects"
-    assert table(client)["Unfinished uploads"] == "0"
+    assert table(prefect_client)["Freed now"] == "0 B in 1 objects"
+    assert table(prefect_client)["Unfinished uploads"] == "0"
     assert not s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads")
     assert len(list(shop.store.list_manifests())) == 1
 
 
 def test_damage_fails_the_run_and_names_the_engine(
-    client: SyncPrefectClient, shop: Workshop, engine: Manifest
+    prefect_client: SyncPrefectClient, shop: Workshop, engine: Manifest
 ) -> None:
     lost = next(ref for ref in engine.core.files if ref.path == "rank0.engine")
     key = blob_key(lost.sha256)
@@ -117,5 +97,5 @@ def test_damage_fails_the_run_and_names_the_engine(
     assert state.is_failed()
     assert key in state.message
     assert f"engine {engine.engine_id[:12]}" in state.message
-    assert table(client)["State"] == "1 objects damaged"
-    assert key in table(client)["Damaged"]
+    assert table(prefect_client)["State"] == "1 objects damaged"
+    assert key in table(prefect_client)["Damaged"]

@@ -10,6 +10,8 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import uuid
@@ -21,7 +23,7 @@ import boto3
 import httpx
 import psutil
 import pytest
-from forge import prefect_http
+from forge import prefect_http, write_spec
 
 from trtforge.settings import (
     StorageNotConfiguredError,
@@ -247,6 +249,51 @@ def test_a_recycled_pid_is_neither_believed_nor_killed(tmp_path: Path) -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"TRTFORGE_PREFECT_AUTH": "trtforge:not-the-one"},
+            "prefect_auth = '***': the Prefect server {url} answers, but does not accept this",
+        ),
+        (
+            {"TRTFORGE_PREFECT_AUTH": ""},
+            "prefect_auth = None: the Prefect server {url} answers, but asks for a login",
+        ),
+        (
+            {"TRTFORGE_PREFECT_API_URL": "http://127.0.0.1:9/api"},
+            "prefect_api_url = 'http://127.0.0.1:9/api': no answer from the Prefect server",
+        ),
+    ],
+)
+def test_a_build_tells_a_wrong_login_from_a_server_that_is_away(
+    own: StackInfo, tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    state = stack_state.read(own.home)
+    assert state is not None
+    spec = write_spec(tmp_path / "spec.yaml", tmp_path / "no-model-is-looked-at")
+    done = subprocess.run(
+        [sys.executable, "-m", "trtforge.cli", "build", spec],
+        env={
+            **os.environ,
+            # Another home: of this one the login would be known.
+            "TRTFORGE_HOME": str(tmp_path / "home"),
+            "TRTFORGE_S3_BUCKET": own.s3_bucket,
+            "TRTFORGE_PREFECT_API_URL": own.prefect_api_url,
+            "TRTFORGE_PREFECT_AUTH": str(state.prefect_auth),
+            **changed,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"error: {said.format(url=own.prefect_api_url)}")
+    assert done.stderr.count("\n") == 1
+    assert "not-the-one" not in done.stderr
 
 
 def test_other_ports_are_refused_while_it_runs(own: StackInfo) -> None:

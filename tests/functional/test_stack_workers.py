@@ -1,5 +1,7 @@
 """The workers of `trtforge up`: started on deployed pools, replaced when killed, ended by `down`.
 
+What a worker that was stopped or killed has left on the server, the next `up` puts down.
+
 One stack with its workers for the module; `down`, the last test, ends it.
 """
 
@@ -84,9 +86,21 @@ def state(own: StackInfo, run: str) -> dict[str, Any]:
     return found
 
 
+def set_state(own: StackInfo, run: str, kind: str) -> None:
+    body = {"state": {"type": kind, "name": kind.capitalize()}}
+    with prefect_http(own) as http:
+        answer = http.post(f"flow_runs/{run}/set_state", json=body).raise_for_status().json()
+    assert answer["status"] == "ACCEPT"
+
+
 def worker(own: StackInfo) -> Worker:
     (found,) = (service for service in services(own.home) if isinstance(service, CpuWorker))
     return found
+
+
+def engines(own: StackInfo) -> list[psutil.Process]:
+    """The processes of the runs themselves, without what they have started."""
+    return [of for of, _ in processes.marked(worker(own).mark) if "prefect.engine" in of.cmdline()]
 
 
 def states(own: StackInfo) -> dict[str, str]:
@@ -142,6 +156,57 @@ def test_a_run_outlives_its_worker_which_the_next_up_replaces(
     eventually("the end of the run", lambda: state(own, run)["type"] != "RUNNING")
     assert state(own, run)["type"] == "COMPLETED"
     eventually("the end of its process", lambda: not worker(own).runs())
+
+
+@pytest.mark.parametrize(
+    ("by", "before", "after"),
+    [
+        (signal.SIGTERM, "RUNNING", "CRASHED"),
+        (signal.SIGKILL, "CANCELLING", "CANCELLED"),
+    ],
+)
+def test_up_puts_down_a_run_that_has_lost_its_process_and_no_other(
+    own: StackInfo,
+    patient: str,
+    tmp_path: Path,
+    by: signal.Signals,
+    before: str,
+    after: str,
+) -> None:
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "other").mkdir()
+    run = start(own, patient, tmp_path / "lost")
+    leader = worker(own).find()
+    assert leader is not None
+    if by is signal.SIGTERM:
+        # A worker takes its runs with it, and says nothing of them.
+        leader.send_signal(by)
+    else:
+        processes.kill([leader])
+        set_state(own, run, "CANCELLING")
+        processes.kill(engines(own))
+    eventually("the end of the worker", lambda: not processes.alive(leader))
+    eventually("the end of the run", lambda: not engines(own))
+    assert state(own, run)["type"] == before
+
+    lines: list[str] = []
+    assert up(own.home, announce=lines.append).started == ("CPU worker",)
+    ended = state(own, run)
+    assert (ended["type"], ended["message"]) == (
+        after,
+        "its process was gone when `trtforge up` looked for it",
+    )
+    assert any(f"is {after.capitalize()}: its process was gone" in line for line in lines)
+    # What it had started is not left either.
+    assert worker(own).runs() == set()
+
+    # One that is at work is left so.
+    other = start(own, patient, tmp_path / "other")
+    up(own.home)
+    assert state(own, other)["type"] == "RUNNING"
+    (tmp_path / "other" / "end").touch()
+    eventually("the end of the run", lambda: state(own, other)["type"] != "RUNNING")
+    assert state(own, other)["type"] == "COMPLETED"
 
 
 def test_down_ends_runs_with_all_they_started_and_says_so(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,13 +23,14 @@ import pytest
 from fault_proxy import Fault, FaultProxy, fault_proxy
 from pydantic import SecretStr
 
+from trtforge.errors import ServiceError
 from trtforge.files import FileRef
 from trtforge.progress import Progress
 from trtforge.stack import seaweedfs, service
 from trtforge.stack.ports import StackPorts
 from trtforge.store import Store
 from trtforge.store.client import StoreUnreachableError, Wire, make_client
-from trtforge.store.layout import blob_key
+from trtforge.store.layout import blob_key, run_key
 from trtforge.store.transfer import CONNECTIONS, BlobCorruptError
 
 MIB = 1 << 20
@@ -192,6 +193,55 @@ def test_a_service_that_stays_away_is_named(
     proxy.responses.clear()
     store.get_file(ref.sha256, ref.size_bytes, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == (tmp_path / "engine").read_bytes()
+
+
+RECORDS: dict[str, Callable[[Store], object]] = {
+    "PUT": lambda store: store.put_run_file("a-run", "report", b"new"),
+    "GET": lambda store: store.get_run_file("a-run", "report"),
+    "HEAD": lambda store: store.bucket.head(run_key("a-run", "report")),
+    "DELETE": lambda store: store.bucket.delete(run_key("a-run", "report")),
+    "PUT if": lambda store: store.bucket.put_if_absent(run_key("a-run", "other"), b"new"),
+    "GET list": lambda store: list(store.bucket.keys("runs/")),
+}
+
+
+@pytest.mark.parametrize("request_", RECORDS)
+def test_a_record_waits_for_a_service_as_a_blob_does(
+    proxy: FaultProxy, store: Store, request_: str
+) -> None:
+    store.put_run_file("a-run", "report", b"old")
+    store.probe_conditional_writes()
+    method = request_.partition(" ")[0]
+    proxy.requests.extend(Fault("answer", method, status=503) for _ in range(2))
+    RECORDS[request_](store)
+    assert not proxy.requests
+    store.bucket.patience_s = 0
+    proxy.requests.append(Fault("answer", method, status=503))
+    with pytest.raises(ServiceError):
+        RECORDS[request_](store)
+
+
+def test_a_report_that_breaks_off_on_its_way_is_read_again(proxy: FaultProxy, store: Store) -> None:
+    store.put_run_file("a-run", "report", b"whole" * 1000)
+    proxy.responses.extend(Fault("truncate", "GET", 100, 1000) for _ in range(5))
+    assert store.get_run_file("a-run", "report") == b"whole" * 1000
+
+
+def test_a_service_that_never_answered_is_not_waited_for(proxy: FaultProxy, store: Store) -> None:
+    proxy.requests.append(Fault("answer", "HEAD", status=503))
+    with pytest.raises(ServiceError):
+        store.get_run_file("a-run", "report")
+    assert not proxy.requests
+
+
+def test_the_end_of_a_stage_is_not_held_up_by_a_service_that_is_away(
+    proxy: FaultProxy, store: Store
+) -> None:
+    with store.leases.claimed("compile", "0" * 64, lambda: None):
+        proxy.requests.extend(
+            Fault("answer", "GET", status=503, words="/leases/") for _ in range(100)
+        )
+    assert len(proxy.requests) == 99
 
 
 TRANSFER = """

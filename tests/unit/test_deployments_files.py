@@ -1,5 +1,7 @@
 """The files: those that trtforge comes with are right, and wrong ones are named in one line."""
 
+import importlib
+import pkgutil
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.flows import Flow
 
 from deployments import errors
 from deployments.desired import Desired, desired
 from deployments.files import HERE, read
+from flows import __path__ as flows_path
 from trtforge.errors import InputError
 from trtforge.spec import parse_spec
 
@@ -106,6 +110,19 @@ def test_zombies_are_waited_for_longer_than_clients_wait_for_the_server() -> Non
     never_start = by_name["crash runs that never start"].trigger
     assert never_start.within > trigger.within
     assert "prefect.flow-run.Pending" not in never_start.expect
+
+
+def test_every_flow_that_runs_on_a_pool_is_watched_over(ours: Desired) -> None:
+    """Automations know our flows by name: one that is left out would be a zombie for ever."""
+    modules = [importlib.import_module(f"flows.{m.name}") for m in pkgutil.iter_modules(flows_path)]
+    flows = {v.name for module in modules for v in vars(module).values() if isinstance(v, Flow)}
+    deployed = {deployment.flow_name for deployment in ours.deployments}
+    assert deployed == flows
+    by_name = {automation.name: automation for automation in read().automations}
+    for name in ("crash zombie runs", "crash runs that never start", "notify of failed runs"):
+        related = by_name[name].trigger.match_related
+        assert related["prefect.resource.role"] == "flow"
+        assert set(related["prefect.resource.name"]) == deployed, name
 
 
 def _set(*path: Any, to: Any) -> Edit:

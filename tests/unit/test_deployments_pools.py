@@ -20,7 +20,9 @@ from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
 from deployments.errors import FileInvalidError, JobVariableError, SecretInFileError
 from deployments.files import HERE, Pool, read
 from deployments.templates import job_template
+from trtforge import redaction
 from trtforge.engines.base import image_digest
+from trtforge.known_secrets import Known
 
 FILES = read()
 POOLS = {pool.name: pool for pool in FILES.pools}
@@ -266,6 +268,27 @@ def test_names_and_files_of_secrets_are_not_secrets() -> None:
     assert made["variables"]["properties"]["env"]["default"] == environment
 
 
+@pytest.mark.parametrize("known", ["AKIAIOSFODNN7EXAMPLE", "trtforge-of-this-site"])
+@pytest.mark.parametrize("name", ["TRTFORGE_S3_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID"])
+def test_the_id_of_an_access_key_may_be_named_and_its_secret_may_not(
+    name: str, known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where whoever deploys has the same key, and their logs hide both of its parts."""
+    secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+    monkeypatch.setenv("TRTFORGE_HOME", str(tmp_path))
+    monkeypatch.setenv(name, known)
+    monkeypatch.setenv(name.replace("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), secret)
+    monkeypatch.setattr(redaction, "_known", Known())
+    assert redaction.redact(f"{known} {secret}") == "*** ***"
+
+    made = template("gpu-docker", variables={"env": {"default": {name: known}}})
+    assert made["variables"]["properties"]["env"]["default"] == {name: known}
+    for variable in (name.replace("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), name):
+        with pytest.raises(SecretInFileError, match=variable) as caught:
+            template("gpu-docker", variables={"env": {"default": {variable: secret}}})
+        assert secret not in str(caught.value)
+
+
 def kubernetes_job(**job_variables: Any) -> dict[str, Any]:
     """The manifest, as prefect-kubernetes fills it in: defaults, values, then env as a list."""
     made = template("gpu-k8s")
@@ -339,6 +362,23 @@ def test_the_systemd_unit_ends_a_compiler_that_does_not_listen_and_starts_again(
     assert service["Restart"] == "always"
     assert service["EnvironmentFile"].startswith("/etc/trtforge/")
     assert not re.search(r"(TOKEN|SECRET|AUTH_STRING)\w*=\S", UNIT.read_text())
+
+
+def test_a_worker_of_the_systemd_unit_outlasts_a_server_that_restarts() -> None:
+    """As long as the runs that it starts do."""
+    lines = re.findall(r"^Environment=(.*)$", UNIT.read_text(), re.MULTILINE)
+    environment = dict(pair.split("=", 1) for line in lines for pair in line.split())
+    for deployment in FILES.deployments:
+        patience = {
+            name: value
+            for name, value in deployment.work_pool.job_variables["env"].items()
+            if name.startswith("PREFECT_CLIENT_")
+        }
+        assert patience.keys() >= {
+            "PREFECT_CLIENT_MAX_RETRIES",
+            "PREFECT_CLIENT_RETRY_EXTRA_CODES",
+        }
+        assert patience.items() <= environment.items(), deployment.name
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

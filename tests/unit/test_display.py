@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from trtforge.display import BuildDisplay
-from trtforge.progress import Progress, StageEvent, announce
+from trtforge.progress import Announced, Progress, StageEvent, announce
 
 LONG = "compiled in 3.1 s with a warm model.cache; 25.2 s without it, 8.1×" * 3
 
@@ -103,3 +103,48 @@ def test_a_long_step_gives_way_to_the_bar_and_the_amount() -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert "5 bytes of 10 bytes" in output.getvalue()
+
+
+def test_a_stage_within_another_step_leaves_its_bar_alone() -> None:
+    output = StringIO()
+    step = Progress("concurrency 2, repeat 1 of 3", 1, 6, "steps")
+    with BuildDisplay(console_of(output, terminal=True, width=100)), Announced("bench") as bench:
+        for event in stage("pull", "hit", "7 files", 0.1):
+            announce(event)
+        bench.on_progress(step)
+        deadline = time.monotonic() + 10
+        while step.what not in output.getvalue():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        bench.message = "engine 5d41402abc4b"
+    assert "+ bench" in output.getvalue()
+    assert "engine 5d41402abc4b" in output.getvalue()
+
+
+def test_a_step_that_fails_says_so() -> None:
+    output = StringIO()
+    with (
+        BuildDisplay(console_of(output, terminal=False)),
+        pytest.raises(OSError, match="gone"),
+        Announced("bench"),
+    ):
+        raise OSError("gone")
+    assert output.getvalue().split()[:3] == ["!", "bench", "failed"]
+
+
+def test_the_amount_of_a_step_is_not_that_of_the_one_before() -> None:
+    output = StringIO()
+    steps = (
+        Progress("downloading 8 files", 345_256_349, 345_256_349, "bytes"),
+        Progress("loading the engine", 0, None, "steps"),
+    )
+    with BuildDisplay(console_of(output, terminal=True, width=100)):
+        announce(StageEvent("publish", "started"))
+        for step in steps:
+            announce(StageEvent("publish", "progress", progress=step))
+            deadline = time.monotonic() + 10
+            while step.what not in output.getvalue():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    assert "345.3 MB of 345.3 MB" in output.getvalue()
+    assert "of 345256349" not in output.getvalue()

@@ -182,6 +182,9 @@ class TestDockerfiles:
         for kind in ("cpu", "gpu"):
             template = json.loads((TEMPLATES / f"{kind}-docker.json").read_text())
             assert template["job_configuration"]["env"]["PREFECT_LOGGING_SETTINGS_PATH"] == path
+        pod = json.loads((TEMPLATES / "gpu-k8s.json").read_text())["job_configuration"]
+        [main] = pod["job_manifest"]["spec"]["template"]["spec"]["containers"]
+        assert {"name": "PREFECT_LOGGING_SETTINGS_PATH", "value": path} in main["env"]
 
     def test_variables_are_settings_that_exist(self, instructions: list[Instruction]) -> None:
         names = re.findall(
@@ -262,6 +265,23 @@ class TestCompose:
             assert named in used
             image = " ".join(i.rest for i in of(parse(DOCKER / f"Dockerfile.{kind}"), "ENV"))
             assert f"TRTFORGE_POOL={named} " in image
+
+    def test_its_clients_outlast_a_server_that_restarts(self, services: dict[str, Any]) -> None:
+        """As long as the runs of the deployments do."""
+        clients = {
+            name: service["environment"]
+            for name, service in services.items()
+            if "PREFECT_API_URL" in service.get("environment", {})
+        }
+        assert set(clients) == {"set-up", "cpu-worker", "gpu-worker"}
+        for deployment in read_deployments().deployments:
+            patience = patience_of(deployment.work_pool.job_variables["env"])
+            assert patience.keys() == {
+                "PREFECT_CLIENT_MAX_RETRIES",
+                "PREFECT_CLIENT_RETRY_EXTRA_CODES",
+            }
+            for name, environment in clients.items():
+                assert patience_of(environment) == patience, name
 
     def test_images_are_pinned_and_those_of_this_version(self, services: dict[str, Any]) -> None:
         for name, service in services.items():
@@ -441,6 +461,11 @@ class TestScripts:
             text=True,
             check=False,
         )
+
+
+def patience_of(environment: dict[str, str]) -> dict[str, str]:
+    """How long a client of the Prefect server goes on trying, and after what."""
+    return {k: v for k, v in environment.items() if k.startswith("PREFECT_CLIENT_")}
 
 
 def _is_setting(name: str) -> bool:

@@ -1,5 +1,6 @@
 """What `trtforge doctor` says: right, helpful, never waiting for ever, and no secrets."""
 
+import base64
 import json
 import socket
 import sys
@@ -18,11 +19,11 @@ from trtforge.cli import app
 from trtforge.doctor import Finding, Report, examine
 from trtforge.doctor.containers import check_containers
 from trtforge.doctor.examine import run_checks
-from trtforge.doctor.findings import without_credentials
 from trtforge.doctor.gpus import check_gpus
 from trtforge.doctor.services import check_prefect, check_storage
 from trtforge.doctor.toolchains import check_aoti, check_trtllm
 from trtforge.engines.gpu import GpuModel, LocalGpus
+from trtforge.prefect_login import without_credentials
 from trtforge.settings import Settings
 
 NO_GPU = LocalGpus(absence="NVML cannot be used: NVML Shared Library Not Found")
@@ -177,6 +178,25 @@ class TestServices:
             finding = only(check_prefect(Settings(prefect_api_url=f"{url}/api")))
         assert finding.status == expected
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [(None, "asks for a login, and none is set"), ("someone:" + SECRET, "does not accept")],
+    )
+    def test_a_wrong_login_is_told_apart_from_a_server_that_is_away(
+        self, given: str | None, said: str
+    ) -> None:
+        with _answering(200, login="user:right") as url:
+            asked = Settings(prefect_api_url=f"{url}/api", prefect_auth=given)
+            finding = only(check_prefect(asked))
+            let_in = asked.model_copy(update={"prefect_auth": SecretStr("user:right")})
+            assert only(check_prefect(let_in)).status == "ok"
+        assert finding.status == "missing"
+        assert finding.detail.startswith(f"the Prefect server {url}/api answers, but")
+        assert said in finding.detail
+        assert "TRTFORGE_PREFECT_AUTH" in finding.remedy
+        assert "trtforge up" not in finding.remedy
+        assert SECRET not in str(finding)
+
     def test_a_prefect_server_that_is_not_there_is_named(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -290,10 +310,14 @@ class TestWithoutGpu:
 
 
 @contextmanager
-def _answering(status: int) -> Iterator[str]:
+def _answering(status: int, login: str = "") -> Iterator[str]:
+    """As Prefect does, which tells everybody of its health and its users of the rest."""
+    wanted = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
+            known = self.headers["Authorization"] == wanted or self.path.endswith("/health")
+            self.send_response(status if known else 401)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None: ...

@@ -28,9 +28,9 @@ from trtforge.engines.trtllm.memory import MemoryPlan, MemoryRow
 from trtforge.progress import StageEvent, listening
 from trtforge.redaction import RedactingFilter
 from trtforge.run_log import JsonLines, RunFilter, console_formatter, within
-from trtforge.stages.history import History, PastStage, read_history
+from trtforge.stages.history import History, PastStage
 from trtforge.stages.run_logs import share_logs
-from trtforge.store import StageResult, Store
+from trtforge.store import Store
 
 RUN, TASK, ENGINE = "1f3c0000-aaaa", "7a7a0000-bbbb", "0123456789abcdef" * 4
 TOKEN = "hf_" + "QrStUvWxYzAbCdEfGhIjKlMnOpQrStUvWx"
@@ -252,45 +252,19 @@ def test_the_plan_tells_hits_bytes_and_minutes() -> None:
     rows, told = plan_rows(
         stages, model_bytes=2_000_000, backend="trtllm", gpu="NVIDIA H200", history=HISTORY
     )
-    table = [(row["Stage"], row["Status"], row["Bytes"], row["Minutes"]) for row in rows]
+    table = [(row["Stage"], row["Status"], row["Bytes"], row["Minutes (estimate)"]) for row in rows]
     assert table == [
         ("pull", "in store", "—", "—"),
-        ("convert", "to do", "2.0 MB", "1000.0"),
+        ("convert", "to do", "2.0 MB", "0.5"),
         ("compile", "follows", "2.0 MB", "10.0"),
         ("benchmark", "follows", "—", "?"),
     ]
-    assert told == "3 of 4 stages to do, about 1010.0 minutes, and what is not known"
+    assert told == (
+        "3 of 4 stages to do, "
+        "10.5 minutes by an estimate from earlier builds, and what is not known"
+    )
     assert plan_rows(stages[:1], model_bytes=1)[1] == "nothing to do"
     assert "no earlier build" in plan_rows(stages, model_bytes=1, history=History(()))[1]
-
-
-def test_stages_are_compared_with_those_of_the_same_toolchain_and_a_near_size() -> None:
-    past = [PastStage("compile", 10.0 * n, 10**n, "trtllm", "A") for n in range(1, 10)]
-    history = History((*past, PastStage("compile", 1, 10**8, "trtllm", "B")))
-    assert history.seconds("compile", 10**8, backend="trtllm", gpu="A") == 80
-    assert history.seconds("compile", 10**8, backend="trtllm", gpu="C") is None
-    assert history.seconds("pull", 10**8) is None
-    assert HISTORY.seconds("pull", 500) == 30
-
-
-def test_the_history_is_read_from_the_records_of_the_store(s3: Any, tmp_path: Path) -> None:
-    store = _store(s3, tmp_path)
-    assert read_history(store).past == ()
-    toolchain = {"backend": "aoti", "gpu_name": None}
-    for n in range(3):
-        ref = store.put_bytes(b"x" * (n + 1), "rank0.pt2")
-        store.put_stage(
-            StageResult(
-                stage="compile",
-                key=f"{n}" * 64,
-                inputs={"toolchain": toolchain},
-                outputs=(ref,),
-                seconds=n,
-            )
-        )
-    store.bucket.put(f"stages/pull/{'f' * 64}.json", b"rubbish")
-    found = sorted(read_history(store).past, key=lambda past: past.seconds)
-    assert found == [PastStage("compile", float(n), n + 1, "aoti", None) for n in range(3)]
 
 
 def test_the_preflight_table_has_each_part_and_the_sums() -> None:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 420, 290
+_WIDTH = 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 408, 26, 208
+_DIGIT = 7.6
 _MOST_STEPS = 120
 # Values closer than this (in pixels) would be written over each other.
 _APART = 15
@@ -62,10 +63,7 @@ def plot(
         share = (scale(x) - low) / (high - low) if high > low else 0.5
         return _LEFT + (_RIGHT - _LEFT) * share, _BOTTOM - (_BOTTOM - _TOP) * y / y_ticks[-1]
 
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
-        f"<title>{escape(title)}</title>",
-    ]
+    parts = [f"<title>{escape(title)}</title>"]
     for tick in y_ticks:
         y = at(x_ticks[0], tick)[1]
         parts.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
@@ -74,7 +72,7 @@ def plot(
     for tick in x_ticks:
         x = at(tick, 0)[0]
         if x - shown >= 34:
-            parts.append(_text(x, _BOTTOM + 17, f"{tick:,g}", "middle"))
+            parts.append(_tick(x, f"{tick:,g}"))
             shown = x
     parts.append(_text(_RIGHT, _BOTTOM + 35, x_label, "end", "label"))
     parts.append(_text(4, 12, y_label, "start", "label"))
@@ -98,7 +96,9 @@ def plot(
                 anchor, beside = ("end", x - 7) if x > _RIGHT - 40 else ("start", x + 7)
                 parts.append(_text(beside, y + (-6 if y > _TOP + 14 else 14), label, anchor))
                 written.append((x, y))
-    return "".join([*parts, "</svg>"])
+    size = f"0 0 {_WIDTH} {row + 12}"
+    head = f'<svg viewBox="{size}" role="img" aria-label="{escape(title)}">'
+    return "".join([head, *parts, "</svg>"])
 
 
 def share_below(values: Sequence[float], scale: float = 1e3) -> list[tuple[float, float]]:
@@ -118,6 +118,13 @@ def share_below(values: Sequence[float], scale: float = 1e3) -> list[tuple[float
 
 def _drawable(point: tuple[float, float], log_x: bool) -> bool:
     return all(map(math.isfinite, point)) and (point[0] > 0 or not log_x)
+
+
+def _tick(x: float, text: str) -> str:
+    """A number below the x axis, as a whole within the picture."""
+    if x + _DIGIT * len(text) / 2 > _WIDTH:
+        return _text(_WIDTH - 1, _BOTTOM + 17, text, "end")
+    return _text(x, _BOTTOM + 17, text, "middle")
 
 
 def _text(x: float, y: float, text: str, anchor: str, name: str = "tick") -> str:

@@ -89,10 +89,13 @@ def sweep(spec: BuildSpec, vocab_size: int, tokenizer: ModelTokenizer | None = N
     made = []
     for repeat in range(load.repeats):
         for concurrency in concurrencies if repeat % 2 == 0 else reversed(concurrencies):
-            for number in range(waves[concurrency]):
+            count = waves[concurrency]
+            for number in range(count):
                 warm = number == 0 and (repeat == 0 or load.in_turns)
                 job = {
-                    "id": f"load-c{concurrency}-r{repeat}-w{number}",
+                    # People see it as the progress of a benchmark.
+                    "id": f"concurrency {concurrency}, repeat {repeat + 1} of {load.repeats}"
+                    + (f", batch {number + 1} of {count}" if count > 1 else ""),
                     "prompts": list(itertools.islice(prompts, concurrency)),
                     "max_new_tokens": load.workload.output_tokens,
                     "warmups": load.warmups if warm else 0,

@@ -7,7 +7,9 @@ import typer
 from rich.markdown import Markdown
 
 from trtforge.cli.output import AsJson, EngineId, err, open_workshop, out, print_json, say
+from trtforge.display import BuildDisplay
 from trtforge.errors import InputError
+from trtforge.progress import Announced
 
 if TYPE_CHECKING:
     from trtforge.benchmark.report import BenchmarkReport
@@ -83,14 +85,9 @@ def bench(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     shop = open_workshop()
-    shown = [""]
-
-    def on_progress(progress: Any) -> None:
-        if err.is_terminal and progress.what != shown[0]:
-            shown[0] = progress.what
-            err.print(f"[dim]{progress.what}[/dim]", soft_wrap=True)
-
-    done = measure(shop, engine, changes, eager=eager, on_progress=on_progress)
+    with BuildDisplay(err), Announced("bench") as step:
+        done = measure(shop, engine, changes, eager=eager, on_progress=step.on_progress)
+        step.message = f"engine {done.manifest.engine_id[:12]}, {done.report.workload['label']}"
     if html:
         data = shop.store.get_run_file(done.record.run_id, "report.html")
         html.write_bytes(data or b"")
@@ -108,8 +105,13 @@ def bench(
         )
         return
     _print(done.markdown)
+    say("")
     say(f"Run          {done.record.run_id}")
-    say(f"Page         {done.location}")
+    say(f"Kept at      {done.location}")
+    if html:
+        say(f"Page         {html}")
+    else:
+        say(f"Page         trtforge bench report {done.record.run_id} --html page.html")
 
 
 @app.command()
@@ -131,13 +133,13 @@ def compare(
 def _report(name: str, html: Path | None, as_json: bool) -> None:
     """Compute the summary from the raw data again, and say whether it is what was kept."""
     from trtforge.benchmark import page
-    from trtforge.stages.bench_report import manifest_rows
+    from trtforge.stages.bench_report import manifest_rows, page_title
 
     shop = open_workshop()
     report, samples, manifest = _find(shop, name)
     summary, same = report.again(samples)
     if manifest is not None:
-        title, card = f"{manifest.core.model.name}", manifest_rows(manifest)
+        title, card = page_title(manifest), manifest_rows(manifest)
     else:
         title, card = name, [("Run", name)]
     if html:
@@ -153,14 +155,16 @@ def _report(name: str, html: Path | None, as_json: bool) -> None:
         say(f"Computed again from {len(samples)} requests: the same as the summary that was kept.")
     else:
         say(f"Computed again from {len(samples)} requests: NOT the same as the summary kept.")
+    if html:
+        say(f"Page         {html}")
 
 
 def _find(shop: "Workshop", name: str) -> "tuple[BenchmarkReport, list[Sample], Any]":
-    from trtforge.stages.bench_report import read_engine, read_run
+    from trtforge.stages.bench_report import engine_of_run, read_engine, read_run
 
     found = read_run(shop, name)
     if found is not None:
-        return (*found, None)
+        return (*found, engine_of_run(shop, name))
     manifest = shop.store.get_manifest(name)
     return (*read_engine(shop, manifest), manifest)
 

@@ -20,15 +20,11 @@ from trtforge.cli.output import (
     say,
 )
 from trtforge.display import BuildDisplay
-from trtforge.errors import ServiceError
+from trtforge.prefect_login import require_prefect
 from trtforge.run_log import FORMAT_VARIABLE
 from trtforge.settings import load_settings, prefect_environment
 
 app = typer.Typer()
-
-
-class PrefectUnreachableError(ServiceError):
-    """The Prefect server does not answer."""
 
 
 @app.command()
@@ -88,7 +84,7 @@ def build(
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     if os.environ.get(FORMAT_VARIABLE) != "json":
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    _require_prefect(str(settings.prefect_api_url))
+    require_prefect(settings)
     if not as_json:
         say(f"Prefect UI   {_ui_url(str(settings.prefect_api_url))}")
     # By name, so that the library does not depend on the flows built from it.
@@ -103,22 +99,6 @@ def build(
     hits = sum(stage["hit"] for stage in result["stages"])
     if hits:
         say(f"{hits} of {len(result['stages'])} stages were found in the store.")
-
-
-def _require_prefect(api_url: str) -> None:
-    from prefect.client.orchestration import get_client
-
-    # Prefect itself would say so with a traceback.
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-    if problem is not None:
-        raise PrefectUnreachableError(
-            f"no answer from the Prefect server ({type(problem).__name__})",
-            field="prefect_api_url",
-            value=api_url,
-            remedy="Check the address and that the server runs (`trtforge up` starts the embedded "
-            "one)",
-        )
 
 
 def _ui_url(api_url: str) -> str:

@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtforge.cli.output import AsJson, EngineId, open_workshop, print_json, print_table, say
+from trtforge.cli.output import (
+    AsJson,
+    EngineId,
+    err,
+    open_workshop,
+    print_json,
+    print_table,
+    say,
+)
+from trtforge.display import BuildDisplay
 
 if TYPE_CHECKING:
     from trtforge.gates.correctness import Verdict
@@ -12,6 +21,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _SHOWN_DIGITS = 12
+_READ = {
+    "teacher-forced": "read token by token (teacher-forced)",
+    "prefill": "each beginning of it a prompt (prefill)",
+}
 
 
 @app.command()
@@ -36,7 +49,8 @@ def gate(
         return
     from trtforge.stages.regate import regate
 
-    done = regate(open_workshop(), engine)
+    with BuildDisplay(err):
+        done = regate(open_workshop(), engine)
     if as_json:
         verdicts = [{**v.to_json(), "passed": v.passed} for v in done.decision.correctness]
         print_json(
@@ -69,8 +83,16 @@ def _let_pass(engine: str, reason: str, by: str | None, as_json: bool) -> None:
 
 def _print(decision: "Decision") -> None:
     print_table(
-        ("Prompt", "Job", "Tokens", "From fp32", "Worst", "Top-1", "KL, nats", ""),
+        ("Prompt", "Job", "Same tokens", "From fp32", "Worst", "Top-1", "KL, nats", ""),
         [_row(verdict) for verdict in decision.correctness],
+    )
+    say(
+        "Same tokens  as the original 16-bit model's, until the first that differs; rounding may "
+        "explain that one"
+    )
+    say(
+        "From fp32    how far the answer is from fp32, in the 16-bit model's own distance; Worst: "
+        "at any one token"
     )
     for verdict in decision.correctness:
         if not verdict.passed:
@@ -79,12 +101,13 @@ def _print(decision: "Decision") -> None:
     if read:
         say(
             f"Text         perplexity {read.perplexity:.3f}, the original model's "
-            f"{read.reference_perplexity:.3f}; read by {read.method}"
+            f"{read.reference_perplexity:.3f}; {_READ.get(read.method, 'read')}"
         )
     performance = decision.performance
     say(f"Performance  {performance.describe()}")
     for comparison in performance.comparisons:
         say(f"             {comparison}")
+    say("Verdict      passed" if decision.passed else "Verdict      failed")
 
 
 def _row(verdict: "Verdict") -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 Status = Literal["ok", "warning", "missing", "not checked"]
 FORMAT = 1
@@ -49,10 +48,3 @@ class Report:
             "backends": dict(self.backends),
             "findings": [asdict(finding) for finding in self.findings],
         }
-
-
-def without_credentials(url: str) -> str:
-    """The URL without user, password, query and fragment."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -1,11 +1,12 @@
 """The object storage and the Prefect server that the settings name."""
 
-import time
-import urllib.error
-import urllib.request
-
-from trtforge.doctor.findings import Finding, without_credentials
+from trtforge.doctor.findings import Finding
 from trtforge.errors import InputError, TrtforgeError
+from trtforge.prefect_login import (
+    PrefectUnreachableError,
+    require_prefect,
+    without_credentials,
+)
 from trtforge.settings import Settings
 from trtforge.store.client import shown_endpoint
 from trtforge.store.connect import store_of
@@ -43,46 +44,13 @@ def check_storage(settings: Settings) -> list[Finding]:
 
 
 def check_prefect(settings: Settings) -> list[Finding]:
-    """Whether the API says that it is healthy."""
-    name, url = "Prefect server", settings.prefect_api_url
-    if url is None:
-        return [
-            Finding(
-                _AREA,
-                name,
-                "missing",
-                "no Prefect server is configured",
-                "Run `trtforge up`, or set TRTFORGE_PREFECT_API_URL",
-            )
-        ]
-    shown = without_credentials(url)
-    started = time.monotonic()
+    """Whether the API says that it is healthy, and lets us in."""
+    name = "Prefect server"
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_CONNECT_S) as answer:
-            status = answer.status
-    except urllib.error.HTTPError as error:
-        status = error.code
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        return [
-            Finding(
-                _AREA,
-                name,
-                "missing",
-                f"{shown} does not answer ({type(reason).__name__})",
-                "Check the address and that the server runs (`trtforge up` starts the embedded "
-                "one)",
-            )
-        ]
-    if status == 200:
-        detail = f"{shown}, in {(time.monotonic() - started) * 1000:.0f} ms"
-        return [Finding(_AREA, name, "ok", detail)]
-    return [
-        Finding(
-            _AREA,
-            name,
-            "missing",
-            f"{shown}/health answers {status}",
-            "The address must be that of the API: it ends in /api",
-        )
-    ]
+        seconds = require_prefect(settings)
+    except PrefectUnreachableError as error:
+        return [Finding(_AREA, name, "missing", f"{error.value}: {error.problem}", error.remedy)]
+    except TrtforgeError as error:
+        return [Finding(_AREA, name, "missing", error.problem, error.remedy)]
+    url = without_credentials(str(settings.prefect_api_url))
+    return [Finding(_AREA, name, "ok", f"{url}, in {seconds * 1000:.0f} ms")]

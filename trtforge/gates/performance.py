@@ -33,6 +33,7 @@ Status = Literal[
     "off",
 ]
 Method = Literal["in turns", "recorded"]
+_SAID: dict[Status, str] = {"the same engine": "this is the engine in use", "off": "not asked for"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class PerformanceVerdict:
             return f"{worst}; {self.tolerance:.0%} slower are allowed"
         if self.differences:
             return f"{self.status}: {self.differences[0]}"
-        return self.status
+        return _SAID.get(self.status, self.status)
 
     def to_json(self) -> dict[str, Any]:
         lists = {

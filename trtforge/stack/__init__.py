@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 from trtforge.errors import InputError
 from trtforge.stack import state as state_file
-from trtforge.stack.ports import LOOPBACK, PortTakenError, StackPorts
+from trtforge.stack.ports import (
+    LOOPBACK,
+    PortInvalidError,
+    PortsOverlapError,
+    PortTakenError,
+    StackPorts,
+)
 from trtforge.stack.service import (
     Announce,
     Service,
@@ -39,7 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOOPBACK",
+    "PortInvalidError",
     "PortTakenError",
+    "PortsOverlapError",
     "ServiceStartError",
     "ServiceStatus",
     "StackInfo",
@@ -99,6 +107,8 @@ def up(
         workers: Also deploy the flows and start the workers. False leaves those that run alone.
 
     Raises:
+        PortInvalidError: A variable of the environment is no port; nothing was started.
+        PortsOverlapError: Two services are to have the same port; nothing was started.
         PortTakenError: Something else listens on a port; nothing was started.
         ServiceStartError: A service did not become healthy. What did start keeps running.
         StackMovedError: It runs already, on other ports.

@@ -6,7 +6,7 @@ import time
 from typing import Self
 
 import psutil
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trtforge.errors import InputError
@@ -21,8 +21,28 @@ class PortTakenError(InputError):
     """A port the stack needs is in use by something else."""
 
 
-class StackPorts(BaseSettings):
+class PortsOverlapError(InputError):
+    """Two services were given the same port."""
+
+
+class PortInvalidError(InputError):
+    """A variable of the environment is no port."""
+
+
+class _Ports(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="TRTFORGE_", frozen=True, extra="ignore")
+
+    s3_port: int = Field(default=8333, ge=1, le=65535)
+    seaweedfs_port: int = Field(default=18330, ge=1, le=65535 - _SEAWEEDFS_INTERNAL + 1)
+    postgres_port: int = Field(default=15432, ge=1, le=65535)
+    prefect_port: int = Field(default=4200, ge=1, le=65535)
+
+
+class StackPorts(_Ports):
     """Ports on 127.0.0.1. Each field can be set as `TRTFORGE_<FIELD>` in the environment.
+
+    Raises:
+        PortsOverlapError: Two services have the same port.
 
     Attributes:
         s3_port: The S3 API.
@@ -32,28 +52,38 @@ class StackPorts(BaseSettings):
         prefect_port: The Prefect API and UI.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TRTFORGE_", frozen=True, extra="ignore")
-
-    s3_port: int = Field(default=8333, ge=1, le=65535)
-    seaweedfs_port: int = Field(default=18330, ge=1, le=65535 - _SEAWEEDFS_INTERNAL + 1)
-    postgres_port: int = Field(default=15432, ge=1, le=65535)
-    prefect_port: int = Field(default=4200, ge=1, le=65535)
-
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         internal = self.seaweedfs_internal()
-        public = [self.s3_port, self.postgres_port, self.prefect_port]
-        if len({*public, *internal}) < len(public) + len(internal):
-            raise ValueError(
-                f"the ports overlap: seaweedfs_port takes {internal[0]} to {internal[-1]}, "
-                f"the others are {public}"
-            )
+        taken = dict.fromkeys(internal, "seaweedfs_port")
+        for name in ("s3_port", "postgres_port", "prefect_port"):
+            port = getattr(self, name)
+            if port in taken:
+                raise self._overlap(name, taken[port])
+            taken[port] = name
         return self
 
     @classmethod
     def for_home(cls, recorded: dict[str, int]) -> Self:
-        """The environment's ports; where it says nothing, those that this home used last."""
-        return cls(**(recorded | cls().model_dump(exclude_unset=True)))
+        """The environment's ports; where it says nothing, those that this home used last.
+
+        Raises:
+            PortInvalidError: A variable of the environment is no port.
+            PortsOverlapError: Two services have the same port.
+        """
+        try:
+            # Not compared with the defaults of those that it leaves open.
+            asked = _Ports().model_dump(exclude_unset=True)
+            return cls(**(recorded | asked))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = f"TRTFORGE_{first['loc'][0]}".upper()
+            raise PortInvalidError(
+                first["msg"][0].lower() + first["msg"][1:],
+                field=name,
+                value=first["input"],
+                remedy=f"Set {name} to a free port, or unset it for the default",
+            ) from error
 
     @classmethod
     def free(cls) -> Self:
@@ -71,6 +101,17 @@ class StackPorts(BaseSettings):
     def seaweedfs_internal(self) -> range:
         """All seven ports that begin at `seaweedfs_port`."""
         return range(self.seaweedfs_port, self.seaweedfs_port + _SEAWEEDFS_INTERNAL)
+
+    def _overlap(self, name: str, other: str) -> PortsOverlapError:
+        variable, others = f"TRTFORGE_{name.upper()}", f"TRTFORGE_{other.upper()}"
+        internal = self.seaweedfs_internal()
+        takes = f" = {internal[0]} takes up to {internal[-1]}" if other == "seaweedfs_port" else ""
+        return PortsOverlapError(
+            f"this port is taken by another service of the stack ({others}{takes})",
+            field=variable,
+            value=getattr(self, name),
+            remedy=f"Set {variable} or {others} to another port",
+        )
 
 
 def port_is_free(port: int) -> bool:

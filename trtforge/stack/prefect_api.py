@@ -11,16 +11,22 @@ import httpx
 _TIMEOUT_S = 10.0
 _ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 _IN_PROGRESS = ["PENDING", "RUNNING", "CANCELLING"]
+_ALL = 200
 
 
 @dataclass(frozen=True)
 class Run:
-    """A flow run. `pool` is None if a worker did not start it."""
+    """A flow run. `pool` and `worker` (a name) are None if no worker started it.
+
+    `pid` is that of the process that a process worker started for it, on its own machine.
+    """
 
     id: str
     name: str
     pool: str | None
     state_type: str
+    worker: str | None = None
+    pid: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -65,10 +71,29 @@ class PrefectApi:
         state = {"type": "CANCELLED", "name": "Cancelled", "message": message}
         self._post(f"flow_runs/{run.id}/set_state", {"state": state, "force": True})
 
+    def crash(self, run: Run, message: str) -> bool:
+        """Put down a run whose process is gone as crashed; False if the server refuses."""
+        state = {"type": "CRASHED", "name": "Crashed", "message": message}
+        answer = self._post(f"flow_runs/{run.id}/set_state", {"state": state})
+        return bool(answer["status"] == "ACCEPT")
+
     def _runs(self, condition: dict[str, Any]) -> list[Run]:
-        found = self._post("flow_runs/filter", {"flow_runs": condition})
+        found: list[dict[str, Any]] = []
+        while True:
+            window = {"limit": _ALL, "offset": len(found), "sort": "ID_DESC"}
+            page = self._post("flow_runs/filter", {"flow_runs": condition, **window})
+            found += page
+            if len(page) < _ALL:
+                break
         return [
-            Run(run["id"], run["name"], run.get("work_pool_name"), run["state_type"])
+            Run(
+                run["id"],
+                run["name"],
+                run.get("work_pool_name"),
+                run["state_type"],
+                (run.get("labels") or {}).get("prefect.worker.name"),
+                run.get("infrastructure_pid"),
+            )
             for run in found
         ]
 

@@ -24,7 +24,7 @@ from trtforge.stack.process import Command
 from trtforge.stack.service import Service
 
 # Prefect puts it into the environment of a run, and so of all that the run starts.
-_RUN_ID = "PREFECT__FLOW_RUN_ID"
+RUN_ID = "PREFECT__FLOW_RUN_ID"
 # A driver gets ten seconds of these for ending its compiler.
 _RUN_GRACE_S = 15.0
 _LEAST_RUNS_AT_ONCE = 4
@@ -112,7 +112,7 @@ class Worker(Service):
 
     def runs(self) -> set[str]:
         """Ids of the runs whose processes live here, of this worker or of an earlier one."""
-        found = (environment.get(_RUN_ID) for _, environment in process.marked(self.mark))
+        found = (environment.get(RUN_ID) for _, environment in process.marked(self.mark))
         return {run_id for run_id in found if run_id}
 
     def end_runs(self) -> None:
@@ -173,7 +173,7 @@ def _started(leader: psutil.Process) -> datetime:
 
 
 def _of_runs(found: Iterable[tuple[psutil.Process, dict[str, str]]]) -> list[psutil.Process]:
-    return [of for of, environment in found if environment.get(_RUN_ID)]
+    return [of for of, environment in found if environment.get(RUN_ID)]
 
 
 def _outermost(members: list[psutil.Process]) -> list[psutil.Process]:

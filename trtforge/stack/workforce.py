@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 
 from trtforge.stack.deploy import deploy
+from trtforge.stack.lost_runs import put_down_lost_runs
 from trtforge.stack.prefect_api import PrefectApi, Run
 from trtforge.stack.service import Announce, ensure_running, stop
 from trtforge.stack.worker import CpuWorker, StandInGpuWorker, Worker, WorkerLogin
@@ -34,6 +35,11 @@ def start_workers(home: Path, login: WorkerLogin, announce: Announce) -> tuple[s
     # With all of them at work it was done when they were started.
     if any(worker.find() is None for worker in workers):
         deploy(home, login, announce)
+    try:
+        put_down_lost_runs(PrefectApi(login.api_url, login.auth), workers, announce)
+    except httpx.HTTPError as error:
+        # An automation does the same ten minutes later.
+        announce(f"runs that lost their process were not looked for: {type(error).__name__}")
     with ThreadPoolExecutor(max_workers=len(workers)) as pool:
         started = list(pool.map(lambda worker: ensure_running(worker, announce), workers))
     return tuple(w.name for w, fresh in zip(workers, started, strict=True) if fresh)
@@ -64,7 +70,9 @@ def end_workers(home: Path, login: WorkerLogin, announce: Announce) -> None:
             worker.end_runs()
         stop(worker)
     if ids and not _put_down(api, ids):
-        announce("their states could not be written; they count as crashed ten minutes after `up`")
+        announce(
+            "their states could not be written; the next `trtforge up` puts them down as crashed"
+        )
 
 
 def _put_down(api: PrefectApi, ids: set[str]) -> bool:

@@ -2,14 +2,13 @@
 
 import logging
 import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trtforge.benchmark.machine import describe_machine
-from trtforge.benchmark.page import Previous
+from trtforge.benchmark.previous import Previous
 from trtforge.benchmark.report import BOUNDARY, PAGE_FILE, SHORT_FILE, BenchmarkReport
 from trtforge.benchmark.summary import Point, Summary
 from trtforge.benchmark.workload import sweep
@@ -19,14 +18,19 @@ from trtforge.files import describe_directory
 from trtforge.progress import OnProgress, ignore
 from trtforge.spec import BuildSpec, parse_spec
 from trtforge.stages.ask import require_valid_here
-from trtforge.stages.bench_report import engine_before, manifest_rows, write_evidence
+from trtforge.stages.bench_report import (
+    engine_before,
+    manifest_rows,
+    new_run_id,
+    page_title,
+    write_evidence,
+)
 from trtforge.stages.measuring import Bench, Measured, Run, model_shape, run_sweep, speed_facts
 from trtforge.stages.pull import pull
 from trtforge.stages.stage import Workshop
 from trtforge.store import Manifest
 from trtforge.store.aliases import who
 from trtforge.store.benchmarks import BenchedPoint, BenchedValue, BenchmarkRecord, Benchmarks
-from trtforge.store.records import now
 from trtforge.tokenizer import open_tokenizer
 
 _TOLD = ("output_tokens_per_s", "ttft_s", "itl_s", "request_latency_s")
@@ -74,7 +78,7 @@ def bench(
     manifest = shop.store.get_manifest(engine_id)
     spec = _spec(manifest, changes or {})
     toolchain = require_valid_here(shop, spec.engine, manifest)
-    run_id = f"bench-{now():%Y%m%dT%H%M%SZ}-{manifest.engine_id[:8]}-{uuid.uuid4().hex[:6]}"
+    run_id = new_run_id(manifest.engine_id)
     shop.work_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=shop.work_root) as scratch_name:
         scratch = Path(scratch_name)
@@ -87,7 +91,7 @@ def bench(
             out,
             report,
             measured.samples,
-            title=f"{manifest.core.model.name} on {toolchain.gpu_name or 'CPU'}",
+            title=page_title(manifest),
             card=manifest_rows(manifest),
             previous=_before(shop, spec, manifest, toolchain),
         )

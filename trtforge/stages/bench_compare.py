@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trtforge.benchmark.metrics import METRICS
+from trtforge.benchmark.page_tables import short
 from trtforge.benchmark.report import BOUNDARY, BenchmarkReport
 from trtforge.benchmark.sample import Sample
 from trtforge.benchmark.statistics import Interval
@@ -37,12 +38,15 @@ class Comparison:
     Attributes:
         differences: Why they are not comparable: a field, and the value of each; empty when they
             are. Numbers are told all the same only where there are none.
+        runs: Of each, the run of `trtforge bench` that the numbers are of; empty: those of its
+            build.
     """
 
     first: str
     second: str
     differences: tuple[tuple[str, str, str], ...]
     rows: tuple[Compared, ...]
+    runs: tuple[str, str] = ("", "")
 
     def to_json(self) -> dict[str, Any]:
         def interval(told: Interval) -> dict[str, Any]:
@@ -52,6 +56,7 @@ class Comparison:
         return {
             "first": self.first,
             "second": self.second,
+            "runs": list(self.runs),
             "comparable": not self.differences,
             "differences": [
                 {"field": field, "first": mine, "second": theirs}
@@ -71,7 +76,7 @@ class Comparison:
             told = "\n".join(f"- {f}: {a!r} and {b!r}" for f, a, b in self.differences)
             return f"{title}\n\nNot comparable; these differ:\n\n{told}\n"
         lines = [
-            f"| Concurrency | Metric | {names[0]} | {names[1]} | Change | |",
+            f"| Concurrency | Metric | {names[0]} | {names[1]} | Change | Beyond the intervals |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
         for row in self.rows:
@@ -83,18 +88,26 @@ class Comparison:
                 _told(row.first, scale),
                 _told(row.second, scale),
                 f"{row.change:+.1%}",
-                "" if row.apart else "within the intervals",
+                "yes" if row.apart else "no",
             )
             lines.append(f"| {' | '.join(cells)} |")
         note = (
             "Means over the repeats, ± half their 95 % interval. Measured at different times: "
-            "`trtforge gate` runs both by turns."
+            f"{self._when()}. `trtforge gate` runs an engine and the one in use by turns."
         )
         return "\n\n".join([title, "\n".join(lines), note]) + "\n"
+
+    def _when(self) -> str:
+        told = zip((self.first, self.second), self.runs, strict=True)
+        return ", ".join(
+            f"{name[:_SHOWN_DIGITS]} {f'in run {run}' if run else 'when it was built'}"
+            for name, run in told
+        )
 
 
 @dataclass(frozen=True)
 class _Told:
+    run_id: str
     manifest: Manifest
     report: BenchmarkReport
     summary: Summary
@@ -110,18 +123,21 @@ def compare_published(shop: Workshop, first: str, second: str) -> Comparison:
     one, other = _read(shop, first), _read(shop, second)
     differences = _differences(one, other)
     rows = () if differences else tuple(_rows(one.summary, other.summary))
-    return Comparison(one.manifest.engine_id, other.manifest.engine_id, differences, rows)
+    runs = (one.run_id, other.run_id)
+    return Comparison(one.manifest.engine_id, other.manifest.engine_id, differences, rows, runs)
 
 
 def _read(shop: Workshop, engine: str) -> _Told:
     manifest = shop.store.get_manifest(engine)
     found: tuple[BenchmarkReport, Sequence[Sample]] | None = None
+    run_id = ""
     for record in reversed(Benchmarks(shop.store.bucket).of(manifest.engine_id)):
         found = read_run(shop, record.run_id)
         if found:
+            run_id = record.run_id
             break
     report, samples = found or read_engine(shop, manifest)
-    return _Told(manifest, report, summarise(samples, report.terms))
+    return _Told(run_id, manifest, report, summarise(samples, report.terms))
 
 
 def _differences(one: _Told, other: _Told) -> tuple[tuple[str, str, str], ...]:
@@ -154,5 +170,5 @@ def _rows(one: Summary, other: Summary) -> list[Compared]:
 
 
 def _told(interval: Interval, scale: float) -> str:
-    text = f"{interval.mean * scale:.4g}"
-    return text if interval.n < 2 else f"{text} ± {interval.half * scale:.2g}"
+    text = short(interval.mean * scale)
+    return text if interval.n < 2 else f"{text} ± {short(interval.half * scale)}"

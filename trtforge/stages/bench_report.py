@@ -1,13 +1,15 @@
 """The files that tell of a benchmark, and what is known of an engine for its page."""
 
+import re
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trtforge.benchmark import page
 from trtforge.benchmark.metrics import Measurement
-from trtforge.benchmark.page import Previous
+from trtforge.benchmark.previous import Previous
 from trtforge.benchmark.report import (
     PAGE_FILE,
     REPORT_FILE,
@@ -20,10 +22,11 @@ from trtforge.errors import InputError, ServiceError
 from trtforge.spec import BuildSpec
 from trtforge.stages.stage import Workshop
 from trtforge.store import AliasName, Manifest
-from trtforge.store.records import parse_record
+from trtforge.store.records import now, parse_record
 
 _LIMITS = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
 Card = list[tuple[str, str]]
+_RUN_ID = re.compile(r"bench-[0-9TZ]+-([0-9a-f]{8})-[0-9a-f]{6}")
 
 
 class NoReportError(InputError):
@@ -105,6 +108,25 @@ def write_evidence(
     (directory / SHORT_FILE).write_text(text, encoding="utf-8")
     html = page.render(report, samples, title=title, card=card, previous=previous)
     (directory / PAGE_FILE).write_text(html, encoding="utf-8")
+
+
+def page_title(manifest: Manifest) -> str:
+    """What the page of a published engine is called."""
+    return f"{manifest.core.model.name} on {manifest.core.built_with.gpu_name or 'CPU'}"
+
+
+def new_run_id(engine_id: str) -> str:
+    """A name for a run of `trtforge bench`: when, and of which engine."""
+    return f"bench-{now():%Y%m%dT%H%M%SZ}-{engine_id[:8]}-{uuid.uuid4().hex[:6]}"
+
+
+def engine_of_run(shop: Workshop, run_id: str) -> Manifest | None:
+    """The engine that a run measured; None where it is gone, or the name does not tell."""
+    named = _RUN_ID.fullmatch(run_id)
+    try:
+        return shop.store.get_manifest(named[1]) if named else None
+    except (InputError, ServiceError):
+        return None
 
 
 def read_run(shop: Workshop, run_id: str) -> tuple[BenchmarkReport, list[Sample]] | None:

@@ -16,7 +16,7 @@ from trtforge.stages.compile import engine_files
 from trtforge.stages.performance import Judged, judge_performance, not_judged
 from trtforge.stages.publish import make_manifest
 from trtforge.stages.pull import PulledModel
-from trtforge.stages.stage import Workshop
+from trtforge.stages.stage import StageOutcome, Workshop
 from trtforge.store import Manifest, StageResult
 from trtforge.store.aliases import who
 from trtforge.store.gates import GateRecord, GateRecords, require_reason
@@ -32,10 +32,15 @@ class Override:
 
 @dataclass(frozen=True)
 class Gated:
-    """An engine's manifest, and what the gates said of it."""
+    """An engine's manifest, and what the gates said of it.
+
+    Attributes:
+        outcome: How the comparison with the engine in use ended; None where there was none.
+    """
 
     manifest: Manifest
     decision: Decision
+    outcome: StageOutcome | None = None
 
 
 def judge(
@@ -66,7 +71,7 @@ def judge(
     record_decision(shop, manifest, decision, performance)
     if not decision.passed:
         manifest = shop.store.publish_manifest(manifest)
-    return Gated(manifest, decision)
+    return Gated(manifest, decision, performance.outcome)
 
 
 def admit(shop: Workshop, gated: Gated, override: Override | None) -> None:

@@ -100,7 +100,8 @@ class GpuReport(Record):
 
     Attributes:
         toolchain: What compiled.
-        stages: compile, benchmark and publish, as far as it came.
+        stages: compile, benchmark, gate (where two engines were compared) and publish, as far as
+            it came.
         engine_id: Of the published engine; None when it did not come so far.
         answer: Of the published copy.
         failure: Why it ended, if not well.

@@ -1,12 +1,16 @@
-"""How long stages took before: the ground of what a plan says about minutes."""
+"""How long stages took before: the ground of what a plan says about minutes.
+
+An estimate has a fixed part (starting a toolchain, asking a service) and a part by bytes, both out
+of the records in the store. Where these cannot tell the parts apart, nothing is made up.
+"""
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 from trtforge.errors import ServiceError
@@ -20,8 +24,14 @@ STAGES = ("pull", "convert", "compile", "benchmark", "publish")
 _SAMPLE = 40
 _READERS = 8
 _NEAREST = 3
-# Stages whose time follows the model's size; that of the others is taken as it was.
-_BY_SIZE = {"pull", "convert"}
+# Stages whose outputs are as large as the model; that of the others is taken as it was.
+_SIZED = {"pull", "convert", "compile"}
+# Stages that no toolchain takes part in.
+_ANYWHERE = {"pull", "convert"}
+# Sizes as near as this are one size.
+_ALIKE = math.log(2)
+# Moving fewer bytes takes a second or so, which is lost among what the fixed part varies by.
+_TELLING_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class PastStage:
     def of(cls, result: StageResult) -> "PastStage":
         """What a record tells."""
         toolchain: Any = result.inputs.get("toolchain") or {}
-        sized = result.stage in {"pull", "convert", "compile"}
+        sized = result.stage in _SIZED
         return cls(
             stage=result.stage,
             seconds=result.seconds,
@@ -64,19 +74,22 @@ class History:
     ) -> float | None:
         """About how long a stage will take; None when nothing like it was ever made.
 
-        The median of the models that were nearest in size, on the same backend and GPU for the
-        stages that have them; pull and convert in proportion to the bytes.
+        Of stages on the same backend and GPU, where they have these: the median of those that
+        made a model of about this size; without such, a line through all of them.
         """
         like = [p for p in self.past if p.stage == stage]
-        if stage not in _BY_SIZE:
+        if stage not in _ANYWHERE:
             like = [p for p in like if (p.backend, p.gpu) == (backend, gpu)]
-        like = [p for p in like if p.size_bytes > 0] if stage in _BY_SIZE else like
-        nearest = sorted(like, key=lambda p: _distance(p.size_bytes, model_bytes))[:_NEAREST]
-        if not nearest:
-            return None
-        if stage in _BY_SIZE:
-            return statistics.median(p.seconds * model_bytes / p.size_bytes for p in nearest)
-        return statistics.median(p.seconds for p in nearest)
+        if stage not in _SIZED:
+            return statistics.median(p.seconds for p in like) if like else None
+        like = sorted(
+            (p for p in like if p.size_bytes > 0),
+            key=lambda p: _distance(p.size_bytes, model_bytes),
+        )
+        near = [p for p in like if _distance(p.size_bytes, model_bytes) <= _ALIKE][:_NEAREST]
+        if near:
+            return statistics.median(p.seconds for p in near)
+        return _on_a_line(like, model_bytes)
 
 
 def read_history(store: "Store", stages: Iterable[str] = STAGES) -> History:
@@ -95,6 +108,32 @@ def read_history(store: "Store", stages: Iterable[str] = STAGES) -> History:
             keys += islice(store.bucket.keys(f"stages/{stage}/"), _SAMPLE)
     with ThreadPoolExecutor(_READERS) as pool:
         return History(tuple(found for found in pool.map(read, keys) if found))
+
+
+def _on_a_line(like: Sequence[PastStage], model_bytes: int) -> float | None:
+    """Fixed part plus bytes times seconds per byte; None where nothing tells them apart.
+
+    The slope is the median of those between any two stages (Theil-Sen), which a stage that had to
+    wait for something does not spoil; two sizes that are too near each other say nothing about it.
+    """
+    slopes = [
+        (one.seconds - other.seconds) / (one.size_bytes - other.size_bytes)
+        for one, other in combinations(like, 2)
+        if abs(one.size_bytes - other.size_bytes) >= _TELLING_BYTES
+    ]
+    if slopes:
+        per_byte = max(statistics.median(slopes), 0.0)
+        fixed = statistics.median(p.seconds - per_byte * p.size_bytes for p in like)
+        return max(fixed, 0.0) + per_byte * model_bytes
+    if not like:
+        return None
+    if abs(like[0].size_bytes - model_bytes) < _TELLING_BYTES:
+        # All of it is the fixed part.
+        return statistics.median(p.seconds for p in like)
+    if like[0].size_bytes < _TELLING_BYTES:
+        return None
+    # One size, and a large one: next to its bytes the fixed part does not count.
+    return statistics.median(p.seconds / p.size_bytes for p in like) * model_bytes
 
 
 def _distance(one: int, other: int) -> float:

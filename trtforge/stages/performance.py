@@ -33,7 +33,7 @@ from trtforge.gates.timings import Repeats, recorded_timings, timings_of
 from trtforge.progress import OnProgress
 from trtforge.spec import BuildSpec, EngineSpec
 from trtforge.stages.pull import PulledModel
-from trtforge.stages.stage import Made, Workshop, run_stage
+from trtforge.stages.stage import Made, StageOutcome, Workshop, run_stage
 from trtforge.store import AliasName, Manifest, StageResult
 from trtforge.store.compatibility import compatibility
 from trtforge.store.manifests import EngineUnknownError, ManifestIdError
@@ -55,10 +55,15 @@ class InUse:
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict, and the files that it was made from."""
+    """A verdict; where two engines were compared, how that stage ended."""
 
     verdict: PerformanceVerdict
-    evidence: tuple[FileRef, ...] = ()
+    outcome: StageOutcome | None = None
+
+    @property
+    def evidence(self) -> tuple[FileRef, ...]:
+        """The files that the verdict was made from."""
+        return self.outcome.result.outputs if self.outcome else ()
 
 
 def judge_performance(
@@ -102,9 +107,9 @@ def judge_performance(
         "performance": gate.model_dump(mode="json"),
         "toolchain": toolchain.to_json(),
     }
-    result = run_stage(shop, STAGE, inputs, make, _describe).result
-    facts: dict[str, Any] = result.facts
-    return Judged(told_verdict(facts["verdict"]), result.outputs)
+    outcome = run_stage(shop, STAGE, inputs, make, _describe)
+    facts: dict[str, Any] = outcome.result.facts
+    return Judged(told_verdict(facts["verdict"]), outcome)
 
 
 def not_judged(spec: BuildSpec) -> Judged:

@@ -14,7 +14,7 @@ from trtforge.errors import InputError
 from trtforge.gates.correctness import Verdict
 from trtforge.gates.enforce import Decision
 from trtforge.gates.performance import PerformanceVerdict
-from trtforge.progress import OnProgress, ignore
+from trtforge.progress import Announced, OnProgress
 from trtforge.spec import BuildSpec, parse_spec
 from trtforge.stages.ask import require_valid_here
 from trtforge.stages.gate import record_decision
@@ -40,7 +40,7 @@ class Regated:
     decision: Decision
 
 
-def regate(shop: Workshop, engine_id: str, on_progress: OnProgress = ignore) -> Regated:
+def regate(shop: Workshop, engine_id: str) -> Regated:
     """Judge a published engine (its id, or the first digits) as a build of today would.
 
     The verdict is kept, and counts from now on. Speed is compared with the engine that the alias
@@ -64,8 +64,14 @@ def regate(shop: Workshop, engine_id: str, on_progress: OnProgress = ignore) -> 
             remedy="Build an engine of them as they are now",
         )
     shop.work_root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="gate-", dir=shop.work_root) as scratch:
-        verdicts = _correctness(shop, spec, model, manifest, toolchain, Path(scratch), on_progress)
+    with (
+        tempfile.TemporaryDirectory(prefix="gate-", dir=shop.work_root) as name,
+        Announced("answers") as step,
+    ):
+        scratch, told = Path(name), step.on_progress
+        verdicts = _correctness(shop, spec, model, manifest, toolchain, scratch, told)
+        right = sum(verdict.passed for verdict in verdicts)
+        step.message = f"{right} of {len(verdicts)} correct"
     if all(verdict.passed for verdict in verdicts):
         judged = _performance(shop, spec, model, manifest, toolchain)
     else:

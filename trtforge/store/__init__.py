@@ -74,7 +74,7 @@ class Store:
         bucket: Its name; it must exist.
         cache_dir: Directory of the cache, made when needed.
         part_bytes: Size of the parts of multipart uploads; 5 MiB is the least that S3 takes.
-        patience_s: How long a service that fails in the middle of a transfer is waited for.
+        patience_s: How long a service that has answered before is waited for.
     """
 
     def __init__(

@@ -128,13 +128,6 @@ class GateRecords:
         with announced(self._bucket, engine_ids=[record.engine_id], files=record.evidence):
             self._bucket.put_if_absent(key, record.to_bytes())
 
-    def copy_to(self, other: Bucket, engine_id: str) -> None:
-        """Keep the records on an engine in a second bucket too, which has their evidence."""
-        for key in self._bucket.keys(f"{GATES}{engine_id}/"):
-            stored = self._bucket.get(key)
-            if stored:
-                other.put_if_absent(key, stored.data)
-
     def of(self, engine_id: str) -> list[GateRecord]:
         """The records on one engine, oldest first."""
         return self._read(f"{GATES}{engine_id}/")

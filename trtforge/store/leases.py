@@ -228,6 +228,8 @@ class _Lease:
 
     def keep(self) -> None:
         """Renew it from now on, in a thread of its own."""
+        # What is missed now is made up for by the next renewal, and an end must not be held up.
+        self._bucket = self._bucket.impatient()
         self._thread = threading.Thread(target=self._renew_until_ended, daemon=True, name="lease")
         self._thread.start()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from trtforge.errors import InputError
 from trtforge.files import FileRef
 from trtforge.progress import OnProgress, ignore
+from trtforge.store.attached import copy_attached
 from trtforge.store.gates import GateRecords
 from trtforge.store.layout import AliasName
 from trtforge.store.manifests import Manifest
@@ -46,7 +47,7 @@ def mirror_engine(
     by: str,
     on_progress: OnProgress = ignore,
 ) -> Mirrored:
-    """Copy one engine: missing blobs, the manifest, what gates said of it, then the aliases.
+    """Copy one engine: missing blobs, the manifest, what gates said, benchmarks, then the aliases.
 
     Raises:
         SameBucketError: `dest` is `source`.
@@ -82,7 +83,7 @@ def mirror_engine(
             copy.unlink()
     new = not dest.manifests.exists(manifest.engine_id)
     dest.publish_manifest(manifest)
-    records.copy_to(there, manifest.engine_id)
+    copy_attached(here, there, manifest.engine_id)
     moved = [n for n in aliases if dest.set_alias(n, manifest.engine_id, by=by).moved]
     copied_bytes = sum(ref.size_bytes for ref in missing)
     return Mirrored(

@@ -6,6 +6,7 @@ means somebody else was first, 409 that two requests met and this one should try
 `If-Match` on a missing key, SeaweedFS 412.
 """
 
+import copy
 import random
 import threading
 import time
@@ -15,14 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from botocore.exceptions import ClientError, IncompleteReadError, ResponseStreamingError
+from botocore.exceptions import ClientError
 
 from trtforge.errors import ServiceError
 from trtforge.store.client import S3Client, bucket_missing, error_code, shown_endpoint, translated
 from trtforge.store.layout import probe_key
 from trtforge.store.retry import PATIENCE_S, persist
 
-_READ_ATTEMPTS = 3
 _CONFLICT_ATTEMPTS = 8
 _SWAP_ATTEMPTS = 64
 _LONGEST_WAIT_S = 0.5
@@ -65,8 +65,11 @@ class Bucket:
     missing bucket at the first write and a misspelt name would go unnoticed. The first
     conditional write asks whether the service means them.
 
+    A service that does not answer that first request is told of at once. One that has answered is
+    waited for, whatever the request: work lies behind that would have to be done again.
+
     Args:
-        patience_s: How long `persist` waits for a service that fails.
+        patience_s: How long to wait for a service that fails.
     """
 
     def __init__(self, client: S3Client, name: str, patience_s: float = PATIENCE_S) -> None:
@@ -98,6 +101,12 @@ class Bucket:
         """Repeat a request, inside `calling()`, while its failure may pass; see `retry.persist`."""
         return persist(attempt, self.patience_s, stopped)
 
+    def impatient(self) -> "Bucket":
+        """This bucket, for requests that are better given up than waited for."""
+        other = copy.copy(self)
+        other.patience_s = 0.0
+        return other
+
     def head(self, key: str) -> Head | None:
         with self.calling():
             try:
@@ -109,24 +118,22 @@ class Bucket:
         return Head(answer["ContentLength"], answer["ETag"], answer.get("Metadata", {}))
 
     def get(self, key: str) -> Stored | None:
+        def attempt() -> Stored:
+            answer = self.client.get_object(Bucket=self.name, Key=key)
+            return Stored(answer["Body"].read(), answer["ETag"])
+
         with self.calling():
-            for attempt in range(_READ_ATTEMPTS):
-                try:
-                    answer = self.client.get_object(Bucket=self.name, Key=key)
-                    return Stored(answer["Body"].read(), answer["ETag"])
-                except ClientError as error:
-                    if error_code(error) in NOT_FOUND:
-                        return None
-                    raise
-                except (IncompleteReadError, ResponseStreamingError):
-                    # boto3 retries requests, but not bodies that break off.
-                    if attempt == _READ_ATTEMPTS - 1:
-                        raise
-        raise AssertionError("unreachable")
+            try:
+                return self.persist(attempt)
+            except ClientError as error:
+                if error_code(error) in NOT_FOUND:
+                    return None
+                raise
 
     def put(self, key: str, data: bytes, content_type: str = "application/json") -> None:
+        request = {"Bucket": self.name, "Key": key, "Body": data, "ContentType": content_type}
         with self.calling():
-            self.client.put_object(Bucket=self.name, Key=key, Body=data, ContentType=content_type)
+            self.persist(lambda: self.client.put_object(**request))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Create the object; False when there is one already."""
@@ -170,14 +177,14 @@ class Bucket:
 
     def delete(self, key: str) -> None:
         with self.calling():
-            self.client.delete_object(Bucket=self.name, Key=key)
+            self.persist(lambda: self.client.delete_object(Bucket=self.name, Key=key))
 
     def keys(self, prefix: str) -> Iterator[str]:
         """All keys under `prefix`, in the order of the service."""
         request = {"Bucket": self.name, "Prefix": prefix}
         while True:
             with self.calling():
-                page = self.client.list_objects_v2(**request)
+                page = self.persist(lambda: self.client.list_objects_v2(**request))
             for item in page.get("Contents", []):
                 yield item["Key"]
             if not page.get("IsTruncated"):
@@ -224,11 +231,12 @@ class Bucket:
         )
 
     def _put_if(self, key: str, data: bytes, condition: dict[str, str]) -> bool:
-        request = {"Bucket": self.name, "Key": key, "Body": data} | condition
+        object_ = {"Body": data, "ContentType": "application/json"}
+        request = {"Bucket": self.name, "Key": key} | object_ | condition
         for attempt in range(_CONFLICT_ATTEMPTS):
             with self.calling():
                 try:
-                    self.client.put_object(ContentType="application/json", **request)
+                    self.persist(lambda: self.client.put_object(**request))
                     return True
                 except ClientError as error:
                     code = error_code(error)

@@ -25,7 +25,7 @@ from botocore.parsers import ResponseParserError
 from trtforge.store.client import error_code
 
 PATIENCE_S = 60.0
-"""How long a service may be away in the middle of a transfer."""
+"""How long a service may be away that has answered before."""
 
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0

@@ -8,7 +8,9 @@ import pytest
 
 from trtforge.benchmark.limits import DeviceRates, ModelShape
 from trtforge.benchmark.metrics import METRICS, Measurement, Terms, measure
-from trtforge.benchmark.page import NOT_ENOUGH, Previous, markdown, render
+from trtforge.benchmark.page import markdown, render
+from trtforge.benchmark.page_tables import NOT_ENOUGH
+from trtforge.benchmark.previous import Previous
 from trtforge.benchmark.report import BenchmarkReport, limit_facts
 from trtforge.benchmark.sample import Sample, of_cell
 from trtforge.benchmark.summary import summarise
@@ -163,12 +165,14 @@ def test_the_short_form_has_the_same_numbers() -> None:
     text = markdown(told, summarise(raw), title="Tiny on CPU")
     assert text.startswith("# Tiny on CPU\n")
     assert "output tokens/s at concurrency 4, 4.00× eager PyTorch" in text
-    header = next(line for line in text.splitlines() if line.startswith("| Concurrency"))
-    assert all(
-        line.count("|") == header.count("|")
-        for line in text.splitlines()
-        if line.startswith(("| 1 | engine | ", "| 4 | eager | ")) and "ms |" not in line
-    )
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| ")]
+    assert [len(table) for table in tables] == [2 + 6, 2 + 6 * 4]
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+    first = tables[0][2].strip("| ").split(" | ")
+    assert first[:2] == ["1", "engine"]
+    assert first[2].startswith("7.69 ± ")
+    assert first[3] == "4.00"
 
 
 def test_reports_of_before_have_a_page_too() -> None:

@@ -308,6 +308,17 @@ class TestPerformance:
         assert len(keys[0]) == 1
         assert keys[0] == keys[1]
 
+    def test_what_it_took_is_a_line_of_the_build(self, make: Callable[..., Made]) -> None:
+        assert make("good").judged().outcome is None
+        good = make("good").in_use()
+        quick = make("quick", tokens_per_s=130)
+        lines = [quick.judged().outcome for _ in range(2)]
+        for line, hit in zip(lines, (False, True), strict=True):
+            assert line is not None
+            assert (line.result.stage, line.hit) == ("gate", hit)
+            assert line.seconds > 0
+            assert line.detail.startswith(f"beside engine {good.engine_id[:12]}: ")
+
     @staticmethod
     def gate_stages(made: Made) -> list[str]:
         return list(made.shop.store.bucket.keys("stages/gate/"))

@@ -11,6 +11,8 @@ import pytest
 from trtforge.files import FileRef, describe_directory
 from trtforge.store import AliasName, Manifest, Store
 from trtforge.store.archive import ArchiveInvalidError, export_engine, import_engine
+from trtforge.store.benchmarks import BenchedPoint, BenchedValue, BenchmarkRecord, Benchmarks
+from trtforge.store.gates import GateRecord, GateRecords
 from trtforge.store.layout import blob_key
 from trtforge.store.manifests import ManifestIdError
 from trtforge.store.transfer import BlobMissingError
@@ -33,6 +35,54 @@ def made(
     for key in list(store.bucket.keys("")):
         store.bucket.delete(key)
     return manifest, archive
+
+
+RUN = "bench-20261123T140000Z-5d41402a-0a1b2c"
+FILES = {"report.json": b'{"format":1}', "requests.jsonl": b'{"who": "engine"}\n' * 9}
+
+
+@pytest.fixture
+def known(
+    store: Store, make_files: MakeFiles, make_manifest: MakeManifest, tmp_path: Path
+) -> tuple[Manifest, Path]:
+    """The archive of an engine that failed a gate, was let pass, and was measured again."""
+    directory, files = make_files(engine=b"engine", config=b"{}")
+    manifest = store.publish(make_manifest(files), directory)
+    records = GateRecords(store.bucket)
+    records.put(
+        GateRecord(
+            kind="verdict",
+            engine_id=manifest.engine_id,
+            gates={"performance": {"passed": False}},
+            evidence=(store.put_bytes(b'{"new": []}', "performance.json"),),
+            by="ada",
+        )
+    )
+    records.override(manifest, "half the size", by="ada")
+    for name, data in FILES.items():
+        store.put_run_file(RUN, name, data)
+    store.put_run_file("of-another-engine", "report.json", b"{}")
+    Benchmarks(store.bucket).put(benchmark_of(manifest.engine_id))
+    archive = tmp_path / "known.tar"
+    export_engine(store, manifest, archive)
+    return manifest, archive
+
+
+def benchmark_of(engine_id: str, run_id: str = RUN) -> BenchmarkRecord:
+    value = BenchedValue(mean=100.0, low=99.0, high=101.0, n=3)
+    point = BenchedPoint(
+        concurrency=1, input_tokens=8, output_tokens=4, values={"output_tokens_per_s": value}
+    )
+    return BenchmarkRecord(
+        engine_id=engine_id,
+        run_id=run_id,
+        device="CPU",
+        workload="8/4",
+        boundary="in process",
+        points=(point,),
+        machine={},
+        by="ada",
+    )
 
 
 @pytest.fixture
@@ -196,3 +246,117 @@ def test_imported_engines_can_be_promoted(made: tuple[Manifest, Path], site: Sto
     manifest = import_engine(site, made[1])
     name = AliasName("org/model", "cpu", "aoti", "prod")
     assert site.set_alias(name, manifest.engine_id, by="alice").moved
+
+
+class TestWhatIsKnownOfAnEngine:
+    def test_verdicts_overrides_and_benchmarks_arrive_with_it(
+        self, store: Store, known: tuple[Manifest, Path], site: Store, tmp_path: Path
+    ) -> None:
+        manifest, archive = known
+        said = GateRecords(store.bucket).of(manifest.engine_id)
+        measured = Benchmarks(store.bucket).of(manifest.engine_id)
+        emptied(store)
+        import_engine(site, archive)
+        assert GateRecords(site.bucket).of(manifest.engine_id) == said
+        assert Benchmarks(site.bucket).of(manifest.engine_id) == measured
+        assert {name: site.get_run_file(RUN, name) for name in FILES} == FILES
+        assert site.get_run_file("of-another-engine", "report.json") is None
+        (evidence,) = said[0].evidence
+        site.get_file(evidence.sha256, evidence.size_bytes, tmp_path / "performance.json")
+        state = GateRecords(site.bucket).state(manifest)
+        assert (state.failed, state.blocks) == (("performance",), False)
+        assert not list(site.cache.root.glob(".import-*"))
+
+    def test_at_no_moment_is_it_there_without_its_verdicts(
+        self, store: Store, known: tuple[Manifest, Path], site: Store, hooks: Any
+    ) -> None:
+        emptied(store)
+        before: list[str] = []
+
+        def see(params: dict[str, Any], **_: Any) -> None:
+            if "/manifests/" in params["url"]:
+                before.extend(key.partition("/")[0] for key in site.bucket.keys(""))
+
+        hooks("before-call.s3.PutObject", see)
+        import_engine(site, known[1])
+        assert {"gates", "benchmarks", "runs", "blobs"} <= set(before)
+        assert "manifests" not in before
+
+    def test_it_can_be_imported_twice_and_exported_again(
+        self, store: Store, known: tuple[Manifest, Path], site: Store, tmp_path: Path
+    ) -> None:
+        manifest, archive = known
+        emptied(store)
+        for _ in range(2):
+            import_engine(site, archive)
+        assert len(GateRecords(site.bucket).of(manifest.engine_id)) == 2
+        export_engine(site, manifest, tmp_path / "again.tar")
+        assert (tmp_path / "again.tar").read_bytes() == archive.read_bytes()
+
+    def test_names_in_the_archive_are_those_of_any_engine(
+        self, known: tuple[Manifest, Path]
+    ) -> None:
+        names = [info.name for info, _ in members(known[1])]
+        assert [name.partition("/")[0] for name in names] == [
+            "manifest.json", "gates", "gates", "benchmarks", "runs", "runs", *["blobs"] * 3,
+        ]  # fmt: skip
+        assert names[4:6] == [f"runs/{RUN}/{name}" for name in sorted(FILES)]
+
+    @pytest.mark.parametrize(
+        ("name", "what"),
+        [
+            ("gates/../../aliases/x.json", "no benchmark of the engine names it"),
+            (f"runs/{RUN}/../../manifests/x", "no benchmark of the engine names it"),
+            (f"runs/{RUN}-2/report.json", "no benchmark of the engine names it"),
+            (f"runs/{RUN}", "no benchmark of the engine names it"),
+            (f"runs/{RUN}/report.json", "it comes twice"),
+            ("aliases/org--model/CPU/aoti/prod.json", "no benchmark of the engine names it"),
+        ],
+    )
+    def test_no_other_name_is_taken(
+        self,
+        store: Store,
+        known: tuple[Manifest, Path],
+        site: Store,
+        tmp_path: Path,
+        name: str,
+        what: str,
+    ) -> None:
+        contents = members(known[1])
+        hostile = write(tmp_path / "x.tar", [*contents[:6], extra(name, b"{}"), *contents[6:]])
+        emptied(store)
+        with pytest.raises(ArchiveInvalidError, match=what):
+            import_engine(site, hostile)
+        assert list(site.bucket.keys("")) == []
+
+    @pytest.mark.parametrize("kind", ["gates", "benchmarks"])
+    def test_a_record_of_another_engine_is_refused(
+        self, store: Store, known: tuple[Manifest, Path], site: Store, tmp_path: Path, kind: str
+    ) -> None:
+        manifest, archive = known
+        contents = [
+            extra(info.name, data.replace(manifest.engine_id.encode(), b"0" * 64))
+            if info.name.startswith(kind)
+            else (info, data)
+            for info, data in members(archive)
+        ]
+        hostile = write(tmp_path / "x.tar", contents)
+        emptied(store)
+        with pytest.raises(ArchiveInvalidError, match="it is about another engine"):
+            import_engine(site, hostile)
+        assert list(site.bucket.keys("")) == []
+
+    def test_evidence_that_is_missing_is_missed(
+        self, store: Store, known: tuple[Manifest, Path], site: Store, tmp_path: Path
+    ) -> None:
+        (evidence,) = GateRecords(store.bucket).of(known[0].engine_id)[0].evidence
+        contents = [m for m in members(known[1]) if not m[0].name.endswith(evidence.sha256)]
+        emptied(store)
+        with pytest.raises(ArchiveInvalidError, match="it lacks 1 files"):
+            import_engine(site, write(tmp_path / "x.tar", contents))
+        assert list(site.bucket.keys("")) == []
+
+
+def emptied(store: Store) -> None:
+    for key in list(store.bucket.keys("")):
+        store.bucket.delete(key)

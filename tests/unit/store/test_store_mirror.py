@@ -9,6 +9,7 @@ import pytest
 
 from trtforge.files import FileRef, describe_directory
 from trtforge.store import AliasName, Manifest, Store
+from trtforge.store.benchmarks import BenchmarkRecord, Benchmarks
 from trtforge.store.init import RULE_ID, init_bucket
 from trtforge.store.layout import blob_key
 from trtforge.store.mirror import SameBucketError, mirror_engine
@@ -126,3 +127,25 @@ def test_init_makes_a_bucket_once_and_keeps_the_rules_of_others(store: Store, s3
     assert by_id["theirs"]["Expiration"]["Days"] == 30
     assert by_id[RULE_ID]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 3}
     s3.client.delete_bucket(Bucket=name)
+
+
+def test_its_benchmarks_and_their_raw_data_come_along(
+    store: Store, second: Store, publish: Publish
+) -> None:
+    manifest = publish("org/model")
+    store.put_run_file("bench-1", "requests.jsonl", b"{}")
+    record = BenchmarkRecord(
+        engine_id=manifest.engine_id,
+        run_id="bench-1",
+        device="NVIDIA H200",
+        workload="chat",
+        boundary="in process",
+        points=(),
+        machine={},
+        by="alice",
+    )
+    Benchmarks(store.bucket).put(record)
+    for _ in range(2):
+        mirror_engine(store, second, manifest, by="alice")
+    assert Benchmarks(second.bucket).of(manifest.engine_id) == [record]
+    assert second.get_run_file("bench-1", "requests.jsonl") == b"{}"

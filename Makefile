@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 FORCE ?=
 GPU_CHECK ?=
+# Test files at once; each has servers of its own, and waits for them most of the time.
+TEST_WORKERS ?= 2
 VENV := .venv
 TEST_VENV := .venv-test
 INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -29,7 +31,8 @@ clean: stop ## stop it and remove its data and the environments
 	rm -rf .trtforge $(VENV) $(TEST_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 test: $(TEST_VENV)/.installed ## run the tests, in an environment of their own
-	$(TEST_VENV)/bin/pytest -m "not slow and not gpu and not browser and not docker"
+	$(TEST_VENV)/bin/pytest -n $(TEST_WORKERS) --dist loadfile \
+		-m "not slow and not gpu and not browser and not docker"
 
 test-docker: $(TEST_VENV)/.installed ## run the docker pools on a Docker engine, one of their own if none answers
 	$(TEST_VENV)/bin/pytest -m "docker and not slow"

@@ -113,6 +113,18 @@ class Crew:
         body = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
         return {found["key"]: found["data"] for found in self.ask("POST", "artifacts/filter", body)}
 
+    def tries(self, run_id: str) -> dict[str, int]:
+        """How often each task of a run that has ended was begun, by the task's name."""
+
+        def counted() -> dict[str, int] | None:
+            body = {"task_runs": {"flow_run_id": {"any_": [run_id]}}}
+            found = self.ask("POST", "task_runs/filter", body)
+            # The server hears of the end of a task a little later than of that of its run.
+            over = found and all(task["state_type"] in ENDED for task in found)
+            return {t["name"].rpartition("-")[0]: t["run_count"] for t in found} if over else None
+
+        return self.until(f"end of the tasks of run {run_id}", counted, 30)
+
     def slots(self) -> dict[str, int]:
         """Every limit of the server, the cards' among them, with how much of it is taken."""
         found = self.ask("POST", "v2/concurrency_limits/filter", {})

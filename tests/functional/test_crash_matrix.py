@@ -9,9 +9,11 @@ store is whole, and the next build of the same spec finds the stages that were f
     kill -9 of the GPU run, then cancel of   another GPU run in its place, on the card of the first;
     the build, the compiler ignoring         then both cancelled, and the compiler gone with all it
     SIGTERM, in sessions of its own          started
-    kill -9 of the build and its worker;     the GPU run goes on to its end; the retried build finds
-    then server, PostgreSQL and SeaweedFS    it, and compiles nothing again
-    killed and started; then retry
+    kill -9 of the build and its worker;     the GPU run goes on to its end, waits for the store to
+    then server, PostgreSQL and SeaweedFS    put the engine there; the retried build finds it, and
+    killed and started; SeaweedFS away       compiles nothing again
+    while the compiler ends; then retry
+    compilation fails                        told at once, and not tried again
 
 Slow rows, each event alone: tests/functional/test_crash_matrix_gpu.py (cancel and kill),
 test_crash_matrix_services.py (server, PostgreSQL, SeaweedFS). docs/when-things-break.md tells it to
@@ -19,6 +21,7 @@ those who run a platform.
 """
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +68,11 @@ def test_a_retried_build_finds_its_gpu_run_done_after_everything_else_was_killed
     # It still works, and still holds its card.
     assert compiler.is_running()
     assert crew.cards() == [1]
+    # The engine gets done while there is nowhere to put it.
+    crew.kill("seaweedfs")
     crew.fault("")
+    time.sleep(15)
+    crew.up()
     assert crew.until_ended(gpu) == "COMPLETED"
     # Nobody saw the build end; the automation for zombies would say so in ten minutes.
     crew.put_down_as_crashed(build)
@@ -82,3 +89,15 @@ def test_a_retried_build_finds_its_gpu_run_done_after_everything_else_was_killed
     assert len(re.findall(r"^!\[.*\]\(data:image/svg", card, re.MULTILINE)) == 2
     assert {"plan", "gpu-progress"} <= set(crew.artifacts(build))
     assert {"benchmark-table", "manifest", "compile-progress"} <= set(crew.artifacts(gpu))
+
+
+def test_a_failed_compilation_is_told_at_once_and_not_tried_again(crew: Crew, model: Path) -> None:
+    crew.fault("gpu-oom")
+    # Another shape: the engine of the row before would be found.
+    build = crew.order(standin_spec(model, max_seq_len=80))
+    assert crew.until_ended(build) == "FAILED"
+    [gpu] = crew.gpu_runs(build)
+    assert gpu["state_type"] == "FAILED"
+    assert "210571452800" in crew.why(build)
+    assert crew.tries(gpu["id"])["compile"] == crew.tries(build)["gpu"] == 1
+    crew.assert_nothing_is_left(build, gpu["id"])

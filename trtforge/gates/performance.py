@@ -33,7 +33,10 @@ Status = Literal[
     "off",
 ]
 Method = Literal["in turns", "recorded"]
-_SAID: dict[Status, str] = {"the same engine": "this is the engine in use", "off": "not asked for"}
+_SAID: dict[Status, str] = {
+    "the same engine": "its files are those of the engine in use",
+    "off": "not asked for",
+}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ build starts by itself.
     kill -9 of worker and pending run   second attempt when it is back         Crashed, Completed
     gate fails                          told at once, not tried again          Failed, Failed
     wrong spec                          told at once, no GPU run               none, Failed
+    gpu-stage deployed by another       told at once, with what to do          none, Failed
+    version
 """
 
 import signal
@@ -26,7 +28,7 @@ from typing import Any
 
 import pytest
 from models import write_tiny_model
-from platform_crew import STUBBORN, Crew, standin_spec
+from platform_crew import POOL, STUBBORN, Crew, standin_spec
 from platform_processes import is_driver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -230,3 +232,19 @@ def test_a_wrong_spec(crew: Crew, spec: Spec) -> None:
     assert "gemm_plugin" in crew.why(build)
     assert crew.gpu_runs(build) == []
     crew.assert_nothing_is_left(build)
+
+
+def test_a_gpu_pool_that_another_version_was_deployed_to(crew: Crew, spec: Spec) -> None:
+    found = crew.ask("GET", f"deployments/name/gpu-stage/{POOL}")
+    place, schema = f"deployments/{found['id']}", found["parameter_openapi_schema"]
+    other = {"type": "object", "properties": {"request": {"type": "integer"}}}
+    crew.ask("PATCH", place, {"parameter_openapi_schema": other})
+    try:
+        build = crew.order(spec)
+        assert crew.until_ended(build) == "FAILED"
+    finally:
+        crew.ask("PATCH", place, {"parameter_openapi_schema": schema})
+    assert "Its deployment is of another version of trtforge" in crew.why(build)
+    assert not [line for line in crew.messages(build) if "Retry 1/" in line]
+    assert crew.gpu_runs(build) == []
+    next_build_finds(crew, spec, {"pull", "convert"})

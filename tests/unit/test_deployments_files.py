@@ -63,6 +63,7 @@ def test_every_deployment_has_what_keeps_a_run_alive_and_its_results_json(ours: 
     for deployment in ours.deployments:
         environment = deployment.body["job_variables"]["env"]
         assert environment["PREFECT_CLIENT_MAX_RETRIES"] == "8", deployment.full_name
+        assert environment["TRTFORGE_S3_PATIENCE_S"] == "480", deployment.full_name
         assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "60"
         assert environment["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
         assert deployment.body["pull_steps"] == []

@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any
 
 from trtforge.known_secrets import Known
@@ -81,11 +82,7 @@ def remember(*secrets: str) -> None:
 def redact(text: str) -> str:
     """`text` with `***` for every secret in it; twice is the same as once."""
     known = _known.pattern()
-    if known is not None:
-        text = known.sub(MASK, text)
-    for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
-    return text
+    return _redact_again(text, known) if len(text) <= _SHORT else _redact(text, known)
 
 
 def redact_value(value: Any) -> Any:
@@ -174,6 +171,19 @@ def logging_handlers() -> list[logging.Handler]:
         for handler in logger.handlers
     }
     return list(found.values())
+
+
+def _redact(text: str, known: re.Pattern[str] | None) -> str:
+    if known is not None:
+        text = known.sub(MASK, text)
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+# The fields of a record are the same for all records of a run, and every handler looks at them.
+_SHORT = 200
+_redact_again = lru_cache(maxsize=512)(_redact)
 
 
 _NAMED = re.compile(rf"(?:.*[_-])?{_NAMES}|authorization|cookie", re.IGNORECASE)

@@ -86,6 +86,8 @@ class Blobs:
     ) -> PutSummary:
         """See `Store.put_files`."""
         blobs = list({ref.sha256: ref for ref in files}.values())
+        if not blobs:
+            return PutSummary(0, 0, 0, 0)
         total = sum(ref.size_bytes for ref in blobs)
         meter = ByteMeter(f"uploading {len(blobs)} files", total, on_progress)
         for ref in blobs:

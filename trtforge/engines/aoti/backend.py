@@ -25,8 +25,7 @@ _PROBE_TIMEOUT_S = 120.0
 _BUILD_TIMEOUT_S = 3600.0
 _RUN_TIMEOUT_S = 3600.0
 _DEVICES = ("auto", "cpu", "cuda")
-# `kernels` is written for one pass over the weights a step, in a CUDA graph. It has not been run on
-# a GPU yet (docs/gpu-notes.md), so that it is not what anybody gets without asking for it.
+# `kernels`: one pass over the weights a step, in a CUDA graph (docs/gpu-notes.md).
 _DECODE = ("graphs", "kernels")
 
 

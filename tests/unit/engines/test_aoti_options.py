@@ -2,8 +2,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prebuilt import toolchain_of
 
+from trtforge.engines.aoti import backend
 from trtforge.engines.aoti.backend import AotiBackend, EngineOptionError
+from trtforge.progress import ignore
 from trtforge.spec import EngineSpec
 
 
@@ -42,3 +45,47 @@ def test_others_are_refused_with_what_to_type(
         check(**options)
     assert f"engine.options.{field}" in str(caught.value)
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "options", "decode"),
+    [
+        ("9.0", {}, "kernels"),
+        ("9.0", {"decode": "graphs"}, "graphs"),
+        ("8.0", {}, "graphs"),
+        ("12.0", {}, "graphs"),
+        ("8.0", {"decode": "kernels"}, "kernels"),
+        (None, {}, "graphs"),
+    ],
+)
+def test_kernels_are_what_one_gets_where_they_were_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capability: str | None,
+    options: dict[str, Any],
+    decode: str,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class AskedError(Exception):
+        pass
+
+    def ask(_: str, request: dict[str, Any], **__: Any) -> None:
+        asked.update(request)
+        raise AskedError
+
+    monkeypatch.setattr(backend, "run_driver", ask)
+    gpu = None if capability is None else "a GPU"
+    with pytest.raises(AskedError):
+        AotiBackend(Path("python")).build(
+            EngineSpec(options=options),
+            toolchain=toolchain_of(gpu, compute_capability=capability),
+            checkpoint_dir=tmp_path,
+            engine_dir=tmp_path / "engine",
+            cache_in=None,
+            cache_out=tmp_path / "model.cache",
+            work_dir=tmp_path,
+            on_progress=ignore,
+            on_log=lambda _: None,
+        )
+    assert asked["decode"] == decode

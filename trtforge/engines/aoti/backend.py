@@ -126,7 +126,7 @@ class AotiBackend:
                 "cache_in": str(cache_in.resolve()) if cache_in else None,
                 "cache_out": str(cache_out.resolve()),
                 "device": toolchain.device,
-                "decode": _decode(engine, toolchain.device),
+                "decode": _decode(engine, toolchain),
                 "toolchain_key": toolchain.key(),
                 "limits": {
                     "max_batch_size": engine.max_batch_size,
@@ -215,7 +215,7 @@ def _device(engine: EngineSpec) -> str:
     return str(engine.options.get("device", "auto"))
 
 
-def _decode(engine: EngineSpec, device: str) -> str:
-    """On a GPU the kernels, which are faster at every batch (docs/performance.md)."""
-    best = "kernels" if device == "cuda" else "graphs"
+def _decode(engine: EngineSpec, toolchain: Toolchain) -> str:
+    """The kernels on Hopper, whose shared memory they are cut for and where they were measured."""
+    best = "kernels" if toolchain.compute_capability == "9.0" else "graphs"
     return str(engine.options.get("decode", best))

@@ -3,8 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 FORCE ?=
 GPU_CHECK ?=
-# Test files at once; each has servers of its own, and waits for them most of the time.
-TEST_WORKERS ?= 2
 VENV := .venv
 TEST_VENV := .venv-test
 INSTALL := install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -31,7 +29,7 @@ clean: stop ## stop it and remove its data and the environments
 	rm -rf .trtforge $(VENV) $(TEST_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 test: $(TEST_VENV)/.installed ## run the tests, in an environment of their own
-	$(TEST_VENV)/bin/pytest -n $(TEST_WORKERS) --dist loadfile \
+	$(TEST_VENV)/bin/pytest -n 2 --dist loadgroup \
 		-m "not slow and not gpu and not browser and not docker"
 
 test-docker: $(TEST_VENV)/.installed ## run the docker pools on a Docker engine, one of their own if none answers

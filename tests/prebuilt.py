@@ -5,6 +5,7 @@ The keys are the real ones, so whoever plans the same spec finds it all done.
 
 import hashlib
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def _pull(shop: Workshop, resolved: ResolvedSource) -> StageResult:
     refs = fetch(resolved, directory, token=shop.hub_token)
     for ref in refs:
         shop.store.put_file(directory / ref.path, ref)
+    shutil.rmtree(directory)
     facts = {"content_digest": files_digest(refs)}
     return _record(shop, "pull", inputs, refs, facts, 10.0)
 

@@ -19,13 +19,12 @@ from deployments.errors import (
     ServerRefusedError,
     ServerUnreachableError,
 )
-from trtforge.prefect_login import without_credentials
+from trtforge.prefect_login import REFUSALS, refused_login, without_credentials
 from trtforge.redaction import redact
 
 _PAGE = 200
 # A person waits: the eight minutes that a run is patient for are too long here.
 _RETRIES = 2
-_LOGIN_REFUSED = (401, 403)
 
 
 class Server:
@@ -92,7 +91,7 @@ def connected(*, dry_run: bool) -> Iterator[Server]:
             with get_client(sync_client=True) as client:
                 yield Server(client, dry_run=dry_run)
         except httpx.HTTPStatusError as error:  # of the CSRF token, for one
-            if error.response.status_code in _LOGIN_REFUSED:
+            if error.response.status_code in REFUSALS:
                 raise _no_login(error.response.status_code) from error
             raise _unreachable(str(error)) from error
         except httpx.HTTPError as error:
@@ -100,7 +99,7 @@ def connected(*, dry_run: bool) -> Iterator[Server]:
 
 
 def _refusal(what: str, answer: httpx.Response) -> ServerRefusedError | ServerLoginError:
-    if answer.status_code in _LOGIN_REFUSED:
+    if answer.status_code in REFUSALS:
         return _no_login(answer.status_code)
     try:
         detail = answer.json()
@@ -127,10 +126,8 @@ def _unreachable(problem: str) -> ServerUnreachableError:
 
 def _no_login(status: int) -> ServerLoginError:
     given = bool(PREFECT_API_AUTH_STRING.value())
-    problem = "does not accept this login" if given else "asks for a login, and none is set"
-    url = without_credentials(str(PREFECT_API_URL.value()))
     return ServerLoginError(
-        f"the Prefect server {url} answers, but {problem} (HTTP {status})",
+        refused_login(str(PREFECT_API_URL.value()), status, given=given),
         field="PREFECT_API_AUTH_STRING",
         value="***" if given else None,
         remedy="Set it (or TRTFORGE_PREFECT_AUTH) to user:password of that server; the embedded "

@@ -4,14 +4,14 @@ Done again, it changes nothing. What people do in the UI stays: pauses of pools,
 schedules, disabled automations, schedules without a slug, everything that is not the files'.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from deployments import automating, deploying
 from deployments.changes import Change, Notice, SyncReport
 from deployments.desired import Desired, desired
 from deployments.errors import PoolTypeError
-from deployments.files import HERE, read
+from deployments.files import HERE, Limit, Variable, read
 from deployments.ledger import Ledger
 from deployments.server import connected
 
@@ -48,8 +48,8 @@ def sync(
     with connected(dry_run=dry_run) as server:
         ledger = Ledger(server)
         _pools(ledger, wanted)
-        _limits(ledger, wanted)
-        _variables(ledger, wanted)
+        _by_name(ledger, "limit", "/v2/concurrency_limits", wanted.limits)
+        _by_name(ledger, "variable", "/variables", wanted.variables)
         webhook_ids = _blocks(ledger, wanted)
         found = deploying.find(ledger, wanted.deployments)
         ids = deploying.apply(ledger, wanted.deployments, found)
@@ -85,29 +85,17 @@ def _pools(ledger: Ledger, wanted: Desired) -> None:
             ledger.notice("pool", pool.name, "kept", "paused in the UI; resume it there")
 
 
-def _limits(ledger: Ledger, wanted: Desired) -> None:
-    found = {limit["name"]: limit for limit in ledger.server.pages("/v2/concurrency_limits/filter")}
-    for limit in wanted.limits:
-        have = found.get(limit.name)
-        body = limit.model_dump()
+def _by_name(ledger: Ledger, kind: str, route: str, wanted: Iterable[Limit | Variable]) -> None:
+    """Make those of a kind that have a name and nothing else of their own."""
+    found = {have["name"]: have for have in ledger.server.pages(f"{route}/filter")}
+    for one in wanted:
+        have = found.get(one.name)
+        body = one.model_dump()
         if have is None:
-            ledger.create("limit", limit.name, "/v2/concurrency_limits/", body)
+            ledger.create(kind, one.name, f"{route}/", body)
         else:
             comparable = {key: have[key] for key in body}
-            path = f"/v2/concurrency_limits/{have['id']}"
-            ledger.match("limit", limit.name, comparable, body, path)
-
-
-def _variables(ledger: Ledger, wanted: Desired) -> None:
-    found = {v["name"]: v for v in ledger.server.pages("/variables/filter")}
-    for variable in wanted.variables:
-        have = found.get(variable.name)
-        body = variable.model_dump()
-        if have is None:
-            ledger.create("variable", variable.name, "/variables/", body)
-        else:
-            comparable = {key: have[key] for key in body}
-            ledger.match("variable", variable.name, comparable, body, f"/variables/{have['id']}")
+            ledger.match(kind, one.name, comparable, body, f"{route}/{have['id']}")
 
 
 def _blocks(ledger: Ledger, wanted: Desired) -> dict[str, str]:

@@ -19,7 +19,7 @@ from tasks.workshop import task_workshop
 from trtforge.benchmark.regression import Regression, find_regression
 from trtforge.benchmark.trend import trend
 from trtforge.errors import BuildError, InputError
-from trtforge.progress import Progress, StageEvent, announce
+from trtforge.progress import announcing
 from trtforge.stages.bench import bench
 from trtforge.store.benchmarks import BenchmarkRecord, Benchmarks
 
@@ -67,15 +67,11 @@ def measure_engine(engine: str, changes: Mapping[str, Any]) -> str:
     """Measure on this worker, alone on its GPU; the id of the run that is kept."""
     shop = task_workshop(force=False)
     manifest = shop.store.get_manifest(engine)
-
-    def on_progress(progress: Progress) -> None:
-        announce(StageEvent("bench", "progress", progress=progress))
-
     with (
         reported("bench", engine_id=manifest.engine_id),
         held_cards_if_gpu(manifest.core.built_with, manifest.core.ranks),
     ):
-        done = bench(shop, manifest.engine_id, changes, on_progress=on_progress)
+        done = bench(shop, manifest.engine_id, changes, on_progress=announcing("bench"))
     show_markdown("benchmark-report", done.markdown, done.location)
     return done.record.run_id
 

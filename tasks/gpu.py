@@ -27,7 +27,7 @@ from tasks.reporting import reported
 from tasks.retrying import if_service_failed
 from tasks.workshop import task_workshop
 from trtforge.errors import BuildError, InputError
-from trtforge.progress import Progress, StageEvent, announce
+from trtforge.progress import Announced, Progress, announcing
 from trtforge.redaction import redacted_errors
 from trtforge.spec import did_you_mean
 from trtforge.stages.gpu import (
@@ -100,17 +100,9 @@ def ask_gpu_pool(request: GpuRequest, pool: str) -> GpuReport:
         GpuRunCrashedError: It died `_CRASHES` times: its worker, its machine or its memory.
         GpuRunCancelledError: It was cancelled by itself.
     """
-    with reported("gpu"):
-        announce(StageEvent("gpu", "started"))
-        started = time.monotonic()
-        try:
-            report, run = _ask(request, pool)
-        except BaseException as error:
-            seconds = time.monotonic() - started
-            announce(StageEvent("gpu", "failed", str(error), seconds=seconds))
-            raise
-        seconds = time.monotonic() - started
-        announce(StageEvent("gpu", "done", f"run {run.name} in pool {pool}", seconds=seconds))
+    with reported("gpu"), Announced("gpu") as step:
+        report, run = _ask(request, pool)
+        step.message = f"run {run.name} in pool {pool}"
         return report
 
 
@@ -219,7 +211,7 @@ def _follow(run_id: UUID, pool: str) -> State[object]:
                 name = str(state.name) if state else "waiting"
                 if name != shown:
                     what = f"run {run.name} in pool {pool} is {name}"
-                    announce(StageEvent("gpu", "progress", progress=_step(what)))
+                    announcing("gpu")(_step(what))
                     shown = name
                 elif time.monotonic() - told > _TELL_EVERY_S:
                     told = time.monotonic()

@@ -11,7 +11,7 @@ from prefect.events import emit_event
 from tasks.reporting import reported
 from tasks.retrying import if_service_failed
 from tasks.workshop import task_workshop
-from trtforge.progress import Progress, StageEvent, announce
+from trtforge.progress import announcing
 from trtforge.store.gc import DAY_S, Garbage, Rules, delete_garbage, find_garbage
 from trtforge.store.health import Health, told
 from trtforge.store.health import take_stock as count
@@ -45,7 +45,7 @@ def free_space(keep_days: float, uploads_days: float, *, dry_run: bool) -> Freed
     if dry_run:
         return Freed((), tuple(find_garbage(bucket, rules)))
     with reported("gc"):
-        deleted = delete_garbage(bucket, rules, _announced("gc"))
+        deleted = delete_garbage(bucket, rules, announcing("gc"))
     logger = get_run_logger()
     for item in deleted:
         logger.debug("deleted %s %s (%d bytes)", item.kind, item.key, item.size_bytes)
@@ -63,7 +63,7 @@ def read_a_share(read_gb: float, days: int) -> Share:
             now().date(),
             most_bytes=round(read_gb * 1e9),
             days=days,
-            on_progress=_announced("verify"),
+            on_progress=announcing("verify"),
         )
     damage = share.verification.remaining
     for item in damage:
@@ -91,10 +91,3 @@ def show_health(health: Health) -> None:
     """The figures as the table artifact `store-health`."""
     state = f"{len(health.damage)} objects are damaged" if health.damage else "The store is whole"
     create_table_artifact(table=health.rows(), key="store-health", description=state)
-
-
-def _announced(stage: str) -> Any:
-    def on_progress(progress: Progress) -> None:
-        announce(StageEvent(stage, "progress", progress=progress))
-
-    return on_progress

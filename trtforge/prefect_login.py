@@ -13,7 +13,7 @@ from trtforge.errors import ServiceError
 from trtforge.settings import Settings, prefect_environment
 
 _PATIENCE_S = 10.0
-_REFUSALS = (401, 403)
+REFUSALS = (401, 403)
 
 
 class PrefectUnreachableError(ServiceError):
@@ -47,17 +47,22 @@ def require_prefect(settings: Settings) -> float:
             remedy="The address must be that of the API: it ends in /api",
         )
     status = _status(f"{url}/admin/version", url, settings.prefect_auth)
-    if status in _REFUSALS:
+    if status in REFUSALS:
         given = settings.prefect_auth is not None
-        problem = "does not accept this login" if given else "asks for a login, and none is set"
         raise PrefectLoginError(
-            f"the Prefect server {without_credentials(url)} answers, but {problem} (HTTP {status})",
+            refused_login(url, status, given=given),
             field="prefect_auth",
             value="***" if given else None,
             remedy="Set TRTFORGE_PREFECT_AUTH (or PREFECT_API_AUTH_STRING) to user:password of "
             "that server; the embedded one's is prefect_auth in credentials.json of its home",
         )
     return seconds
+
+
+def refused_login(url: str, status: int, *, given: bool) -> str:
+    """What is wrong where a server answers with one of REFUSALS; `given`: a login was sent."""
+    problem = "does not accept this login" if given else "asks for a login, and none is set"
+    return f"the Prefect server {without_credentials(url)} answers, but {problem} (HTTP {status})"
 
 
 def without_credentials(url: str) -> str:

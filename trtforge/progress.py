@@ -66,9 +66,10 @@ class Announced:
         self._step = step
         self._started = 0.0
 
-    def on_progress(self, progress: Progress) -> None:
+    @property
+    def on_progress(self) -> OnProgress:
         """For the functions that the block calls."""
-        announce(StageEvent(self._step, "progress", progress=progress))
+        return announcing(self._step)
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
@@ -106,3 +107,8 @@ def announce(event: StageEvent) -> None:
     """Tell all listeners of this process."""
     for listener in tuple(_listeners):
         listener(event)
+
+
+def announcing(step: str) -> OnProgress:
+    """A callback that announces the progress of a stage or step."""
+    return lambda progress: announce(StageEvent(step, "progress", progress=progress))

@@ -17,6 +17,7 @@ from pydantic import (
 
 from trtforge.errors import InputError
 from trtforge.spec import BuildSpec, ModelName, did_you_mean
+from trtforge.spec.part import FoundError, Part, require_known
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 # https://docs.prefect.io/v3/api-ref: names of work pools cannot hold any of / % & > <
@@ -39,37 +40,11 @@ class CatalogFileError(InputError):
     """The file of the catalogue cannot be read, or is not YAML with a mapping at the top."""
 
 
-class FoundError(ValueError):
-    """A validator's finding; `field` is relative to the model that raised it."""
+class Strict(Part):
+    """Base of the parts of a catalogue."""
 
-    def __init__(self, field: str, value: object, problem: str, remedy: str) -> None:
-        super().__init__(f"{problem}. {remedy}")
-        self.field = field
-        self.value = value
-        self.problem = problem
-        self.remedy = remedy
-
-
-class Strict(BaseModel):
-    """Base of the parts: immutable, and an unknown key is told what it may have been."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            require_known(data, [info.alias or name for name, info in cls.model_fields.items()])
-        return data
-
-
-def require_known(data: Mapping[Any, Any], known: list[str], within: str = "") -> None:
-    """Refuse keys that are not among `known`; `within` goes before the key in the message."""
-    for key, value in data.items():
-        if key not in known:
-            raise FoundError(f"{within}{key}", value, "unknown key", did_you_mean(str(key), known))
+    # A default is what validation makes of a text, and no text itself.
+    model_config = ConfigDict(populate_by_name=True, validate_default=False)
 
 
 def _partial_spec(value: Any) -> Any:

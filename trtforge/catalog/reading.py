@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from trtforge.catalog.cells import Cell, make_cells
-from trtforge.catalog.model import Catalog, CatalogError, CatalogFileError, FoundError
+from trtforge.catalog.model import Catalog, CatalogError, CatalogFileError
+from trtforge.spec.part import FoundError
 
 _REMEDY = "Give a readable YAML file, as in docs/catalogue.md"
 

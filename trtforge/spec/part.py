@@ -1,4 +1,4 @@
-"""What all parts of a spec have in common: labels and order in the run form, and their errors."""
+"""What the parts of a spec, and of a catalogue, have in common: labels, order, their errors."""
 
 import difflib
 from collections.abc import Mapping
@@ -32,12 +32,7 @@ class Part(BaseModel):
     @classmethod
     def _no_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
-            known = list(cls.model_fields)
-            for key in data:
-                if key not in known:
-                    raise FoundError(
-                        str(key), data[key], "unknown key", did_you_mean(str(key), known)
-                    )
+            require_known(data, [info.alias or name for name, info in cls.model_fields.items()])
         return data
 
 
@@ -50,6 +45,13 @@ class FoundError(ValueError):
         self.value = value
         self.problem = problem
         self.remedy = remedy
+
+
+def require_known(data: Mapping[Any, Any], known: list[str], within: str = "") -> None:
+    """Refuse keys that are not among `known`; `within` goes before the key in the message."""
+    for key, value in data.items():
+        if key not in known:
+            raise FoundError(f"{within}{key}", value, "unknown key", did_you_mean(str(key), known))
 
 
 def at(position: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from trtforge.canonical import digest
 from trtforge.errors import BuildError, InputError
 from trtforge.files import FileRef
-from trtforge.progress import OnProgress, Progress, StageEvent, announce
+from trtforge.progress import OnProgress, Progress, StageEvent, announce, announcing
 from trtforge.stages.kept_logs import keep_logs
 from trtforge.stages.run_logs import share_logs
 from trtforge.store import StageResult, Store
@@ -147,9 +147,7 @@ def _make(
     shop.work_root.mkdir(parents=True, exist_ok=True)
     _sweep(shop.work_root)
     scratch = shop.work_root / f"{stage}-{key[:16]}"
-
-    def on_progress(progress: Progress) -> None:
-        announce(StageEvent(stage, "progress", progress=progress))
+    on_progress = announcing(stage)
 
     def on_wait(line: str) -> None:
         on_progress(Progress(line, 0, None, "steps"))

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime
 from trtforge.errors import InputError, ServiceError
 from trtforge.store.announce import announced
 from trtforge.store.gates import require_gates
-from trtforge.store.inventory import in_parallel
+from trtforge.store.inventory import read_records
 from trtforge.store.layout import ALIASES, AliasName, alias_key, alias_name_of, slug
 from trtforge.store.manifests import Manifests
 from trtforge.store.objects import Bucket
@@ -210,10 +210,8 @@ class Aliases:
     def all(self, model: str | None = None) -> Iterator[tuple[AliasName, AliasRecord]]:
         """See `Store.list_aliases`."""
         prefix = f"{ALIASES}{slug(model)}/" if model else ALIASES
-        keys = list(self._bucket.keys(prefix))
-        for key, stored in zip(keys, in_parallel(self._bucket.get, keys), strict=True):
-            if stored:  # else removed since the listing
-                yield alias_name_of(key), self._parse(key, stored.data)
+        for key, record in read_records(self._bucket, AliasRecord, self._bucket.keys(prefix)):
+            yield alias_name_of(key), record
 
     def _parse(self, key: str, data: bytes) -> AliasRecord:
         return parse_record(AliasRecord, data, self._bucket.uri(key))

@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field, JsonValue
 
-from trtforge.store.inventory import in_parallel
+from trtforge.store.inventory import read_records
 from trtforge.store.layout import BENCHMARKS, benchmark_key
 from trtforge.store.objects import Bucket
-from trtforge.store.records import Part, Record, Sha256, now, parse_record
+from trtforge.store.records import Part, Record, Sha256, now
 
 
 class BenchedValue(Part):
@@ -75,9 +75,4 @@ class Benchmarks:
         """The history of one engine, oldest first."""
         prefix = f"{BENCHMARKS}{engine_id}/"
         keys = sorted(key for key in self._bucket.keys(prefix) if key.endswith(".json"))
-        stored = in_parallel(self._bucket.get, keys)
-        return [
-            parse_record(BenchmarkRecord, found.data, self._bucket.uri(key))
-            for key, found in zip(keys, stored, strict=True)
-            if found  # else removed since the listing
-        ]
+        return [record for _, record in read_records(self._bucket, BenchmarkRecord, keys)]

@@ -19,11 +19,11 @@ from pydantic import AwareDatetime, Field, JsonValue
 from trtforge.errors import GateError, InputError
 from trtforge.files import FileRef
 from trtforge.store.announce import announced
-from trtforge.store.inventory import in_parallel
+from trtforge.store.inventory import read_records
 from trtforge.store.layout import GATES, gate_key
 from trtforge.store.manifests import Manifest
 from trtforge.store.objects import Bucket
-from trtforge.store.records import Record, Sha256, now, parse_record
+from trtforge.store.records import Record, Sha256, now
 
 _SHOWN_DIGITS = 12
 
@@ -176,12 +176,7 @@ class GateRecords:
 
     def _read(self, prefix: str) -> list[GateRecord]:
         keys = sorted(key for key in self._bucket.keys(prefix) if key.endswith(".json"))
-        stored = in_parallel(self._bucket.get, keys)
-        return [
-            parse_record(GateRecord, found.data, self._bucket.uri(key))
-            for key, found in zip(keys, stored, strict=True)
-            if found  # else removed since the listing
-        ]
+        return [record for _, record in read_records(self._bucket, GateRecord, keys)]
 
 
 def require_reason(reason: str) -> str:

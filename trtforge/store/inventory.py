@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from trtforge.store.announce import answered_at
 from trtforge.store.objects import Bucket, Stored
+from trtforge.store.records import RecordT, parse_record
 
 _AT_ONCE = 16
 _SHA256 = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -52,6 +53,20 @@ def in_parallel(work: Callable[[_T], _R], things: Iterable[_T]) -> list[_R]:
     """`work` of each, some at once, in the order of `things`."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(work, things))
+
+
+def read_records(
+    bucket: Bucket, kind: type[RecordT], keys: Iterable[str]
+) -> Iterator[tuple[str, RecordT]]:
+    """Records by key, in the order of the keys; one removed since they were listed is left out.
+
+    Raises:
+        UnknownFormatError, RecordInvalidError: One cannot be read.
+    """
+    listed = list(keys)
+    for key, stored in zip(listed, in_parallel(bucket.get, listed), strict=True):
+        if stored:
+            yield key, parse_record(kind, stored.data, bucket.uri(key))
 
 
 class Reader:

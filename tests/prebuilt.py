@@ -183,9 +183,20 @@ def _measured(wrong: str) -> dict[str, Any]:
 
 
 def tiny_weights(directory: Path, name: str) -> Path:
-    """A directory that passes for a model of its own, of a few hundred bytes."""
+    """A directory that passes for a model of its own: a config.json, and weights of no tensors."""
     directory.mkdir(parents=True)
-    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 8}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 8,
+    }
     (directory / "config.json").write_text(json.dumps(config))
     header = b'{"__metadata__":{"name":"%s"}}' % hashlib.sha256(name.encode()).hexdigest().encode()
     data = len(header).to_bytes(8, "little") + header

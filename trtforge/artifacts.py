@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from trtforge.engines.trtllm.memory import MemoryPlan
+from trtforge.engines.memory import MemoryPlan
 from trtforge.stages.history import History
 from trtforge.units import size
 
@@ -99,15 +99,14 @@ def memory_rows(plan: MemoryPlan) -> list[dict[str, str]]:
         }
         for row in plan.rows
     ]
-    for where, name in _WHERE.items():
-        available = plan.available_bytes(where)  # type: ignore[arg-type]
-        needed = plan.needed_bytes(where)  # type: ignore[arg-type]
+    for where in plan.counted:
+        available, needed = plan.available_bytes(where), plan.needed_bytes(where)
         verdict = (
             "not known" if available is None else "fits" if needed <= available else "too much"
         )
         rows.append(
             {
-                "Of": name,
+                "Of": _WHERE[where],
                 "What": "in all",
                 "Size": size(needed),
                 "": verdict,

@@ -15,7 +15,7 @@ from prefect.artifacts import (
 
 from trtforge import artifacts
 from trtforge.card_plots import with_plots
-from trtforge.engines.trtllm.memory import MemoryPlan
+from trtforge.engines.memory import MemoryPlan
 from trtforge.redaction import redact, redact_value
 from trtforge.stages.history import History
 

@@ -34,7 +34,7 @@ from trtforge.sources import (
     resolve,
 )
 from trtforge.spec import EngineSpec
-from trtforge.stages.memory import plan_memory
+from trtforge.stages.memory import plan_memory, runs_on_gpu
 from trtforge.stages.plan import PlannedStage, look_up
 from trtforge.stages.pull import pull_inputs
 from trtforge.stages.stage import Workshop, stage_key
@@ -198,7 +198,7 @@ class _Planner:
         else:
             why = reasons(plan.engine, spec, resolved, toolchain)
         why = why or [f"the result of {first_missing} is not in the store"]
-        if spec.engine.backend == "trtllm":
+        if runs_on_gpu(spec.engine, toolchain):
             self._require_memory(plan.cell, resolved, sighting)
         return self._due(replace(plan, status="changed", why=tuple(why)))
 

@@ -9,7 +9,7 @@ from trtforge.settings import load_settings
 from trtforge.units import size
 
 if TYPE_CHECKING:
-    from trtforge.engines.trtllm.memory import MemoryPlan
+    from trtforge.engines.memory import MemoryPlan
 
 app = typer.Typer()
 _NAMES = {"gpu": "GPU", "host": "memory", "disk": "disk"}
@@ -24,7 +24,7 @@ def memory(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a TensorRT-LLM engine needs of a GPU, of the host and of the disk.
+    """Show what an engine needs of a GPU; with TensorRT-LLM, of the host and of the disk too.
 
     Needs no GPU: give its memory with --gpu-gb. Fetches the model's config.json and no weights.
     Exit code 2 when it does not fit.
@@ -32,21 +32,28 @@ def memory(
     from trtforge.engines.gpu import find_gpus
     from trtforge.sources import parse_source, resolve
     from trtforge.spec import load_spec
-    from trtforge.stages.memory import plan_memory
+    from trtforge.stages.memory import plan_memory, runs_on_gpu
 
     spec = load_spec(spec_file)
-    plan = plan_memory(
-        spec,
-        resolve(parse_source(spec.model.source)),
-        token=None,
-        gpus=find_gpus(),
-        work_root=load_settings().home,
-        gpu_bytes=int(gpu_gb * 1e9) if gpu_gb else None,
-    )
+    on_cpu = runs_on_gpu(spec.engine, None) is False
+    plan = None
+    if not on_cpu:
+        plan = plan_memory(
+            spec,
+            resolve(parse_source(spec.model.source)),
+            token=None,
+            gpus=find_gpus(),
+            work_root=load_settings().home,
+            gpu_bytes=int(gpu_gb * 1e9) if gpu_gb else None,
+        )
     if as_json:
         print_json(plan.to_json() if plan else None)
     elif plan is None:
-        say("config.json of this architecture does not say enough to tell")
+        say(
+            "An engine for a CPU takes no GPU's memory"
+            if on_cpu
+            else "config.json of this architecture does not say enough to tell"
+        )
     else:
         print_memory(plan)
     if plan is not None:
@@ -66,7 +73,7 @@ def print_memory(plan: "MemoryPlan") -> None:
         for row in plan.rows
     ]
     print_table(("Of", "What", "Needs", "", "How"), rows)
-    for where in ("gpu", "host", "disk"):
+    for where in plan.counted:
         available = plan.available_bytes(where)
         there = "not known here" if available is None else f"{size(available)} there"
         needed = size(plan.needed_bytes(where))

@@ -1,4 +1,4 @@
-"""Whether a TensorRT-LLM engine fits into memory, before anything is pulled or a GPU is taken."""
+"""Whether an engine fits into memory, before anything is pulled or a GPU is taken."""
 
 import json
 import shutil
@@ -13,11 +13,14 @@ from pydantic import SecretStr
 from trtforge.checkpoint.config_keys import CONFIG_NAME, ConfigValueError
 from trtforge.checkpoint.hf_config import read_hf_config
 from trtforge.checkpoint.trtllm_config import trtllm_config
+from trtforge.engines.aoti import memory as aoti
+from trtforge.engines.base import Toolchain
 from trtforge.engines.gpu import GpuModel, LocalGpus
 from trtforge.engines.host_memory import available_memory_bytes
-from trtforge.engines.trtllm.memory import MemoryPlan, estimate
+from trtforge.engines.memory import MemoryPlan
+from trtforge.engines.trtllm import memory as trtllm
 from trtforge.sources import ResolvedSource, fetch
-from trtforge.spec import BuildSpec, CheckpointSpec
+from trtforge.spec import BuildSpec, CheckpointSpec, EngineSpec
 from trtforge.stages.target import checkpoint_target
 
 
@@ -31,10 +34,10 @@ def plan_memory(
     gpu_name: str | None = None,
     gpu_bytes: int | None = None,
 ) -> MemoryPlan | None:
-    """What the engine needs beside what there is; only config.json is fetched.
+    """What the engine needs of a GPU beside what there is; only config.json is fetched.
 
-    Where this machine has the GPU, its free memory and disk count too. Where it has none, the
-    engine is built on another machine, of which nothing is known but `gpu_bytes`.
+    Of TensorRT-LLM, where this machine has the GPU, its free memory and disk count too. Where it
+    has none, the engine is built on another machine, of which nothing is known but `gpu_bytes`.
 
     Args:
         gpus: Of this machine.
@@ -54,11 +57,14 @@ def plan_memory(
         fetch(replace(resolved, files=only), Path(scratch) / "model", token=token)
         config = _checkpoint_config(Path(scratch) / "model", spec.checkpoint)
     here = None if gpu_bytes else _local(gpus, gpu_name)
+    gpu_bytes = gpu_bytes or (here.memory_bytes if here else None)
+    if spec.engine.backend == "aoti":
+        return aoti.estimate(config, spec.engine, gpu_bytes=gpu_bytes)
     try:
-        return estimate(
+        return trtllm.estimate(
             config,
             spec.engine,
-            gpu_bytes=gpu_bytes or (here.memory_bytes if here else None),
+            gpu_bytes=gpu_bytes,
             host_bytes=available_memory_bytes() if here else None,
             disk_bytes=free_disk_bytes(work_root) if here else None,
             release=spec.checkpoint.target,
@@ -68,6 +74,21 @@ def plan_memory(
         if spec.checkpoint.tool == "upstream":
             return None
         raise
+
+
+def runs_on_gpu(engine: EngineSpec, toolchain: Toolchain | None) -> bool | None:
+    """Whether the engine will lie in a GPU's memory.
+
+    Args:
+        toolchain: What compiles; None: not known.
+
+    Returns:
+        None where nobody can tell yet: aoti takes what there is.
+    """
+    if engine.backend == "trtllm":
+        return True
+    device = toolchain.device if toolchain else engine.options.get("device", "auto")
+    return None if device == "auto" else device == "cuda"
 
 
 def free_disk_bytes(directory: Path) -> int:

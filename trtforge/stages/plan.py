@@ -5,15 +5,15 @@ from typing import Any, Literal
 
 from trtforge.engines.base import Toolchain
 from trtforge.engines.gpu import LocalGpus, find_gpus
+from trtforge.engines.memory import MemoryPlan
 from trtforge.engines.registry import open_backend
-from trtforge.engines.trtllm.memory import MemoryPlan
 from trtforge.errors import InputError
 from trtforge.sources import ResolvedSource
 from trtforge.spec import BuildSpec
 from trtforge.stages.benchmark import benchmark_inputs, verdicts
 from trtforge.stages.compile import compile_inputs, engine_files, probe_toolchain
 from trtforge.stages.convert import convert_inputs
-from trtforge.stages.memory import free_disk_bytes, plan_memory
+from trtforge.stages.memory import free_disk_bytes, plan_memory, runs_on_gpu
 from trtforge.stages.publish import alias_name, make_manifest, publish_inputs
 from trtforge.stages.pull import pull_inputs, pulled_model, resolve_model
 from trtforge.stages.stage import Workshop, stage_key
@@ -63,7 +63,7 @@ class Plan:
     work_disk_bytes: int
     free_disk_bytes: int
     memory: MemoryPlan | None = None
-    """Of a TensorRT-LLM engine; aoti's memory is not estimated."""
+    """None where the engine is for a CPU, or nobody knows yet what for."""
 
     @property
     def complete(self) -> bool:
@@ -132,7 +132,7 @@ def _memory(
     toolchain: Toolchain | None,
     elsewhere: Elsewhere | None,
 ) -> MemoryPlan | None:
-    if spec.engine.backend != "trtllm":
+    if not runs_on_gpu(spec.engine, toolchain):
         return None
     sighting = elsewhere.sighting if elsewhere else None
     plan = plan_memory(

@@ -230,6 +230,19 @@ def test_a_pool_with_another_gpu_than_the_catalogue_says_is_refused(
 
 
 @pytest.mark.usefixtures("kept")
+def test_what_is_too_large_for_the_gpu_is_refused(shop: Workshop, data: Data) -> None:
+    larger = {"engine": {"max_batch_size": 4096, "max_seq_len": 131072}}  # 137 GB of caches
+    data["models"][0]["overrides"] = larger
+    found = told(plan(shop, data))
+    status, why = found["alpha/h100/chat"]
+    assert status == "refused"
+    assert "engine.max_batch_size = 4096" in why
+    assert "and has 80.0 GB" in why
+    # A CPU has no GPU's memory to be too small.
+    assert found["alpha/standin/chat"][0] == "changed"
+
+
+@pytest.mark.usefixtures("kept")
 def test_a_change_waits_for_its_turn(shop: Workshop, data: Data) -> None:
     data["models"][1] |= {"every": "7d", "overrides": {"engine": {"max_batch_size": 8}}}
     waiting = plan(shop, data)["beta/standin/chat"]

@@ -18,18 +18,18 @@ from trtforge.checkpoint.config_keys import ConfigValueError
 from trtforge.cli import app
 from trtforge.engines.gpu import GpuModel, LocalGpus
 from trtforge.engines.host_memory import available_memory_bytes
+from trtforge.engines.memory import (
+    EngineDiskError,
+    GpuMemoryError,
+    HostMemoryError,
+    MemoryPlan,
+)
 from trtforge.engines.trtllm.attention_workspace import (
     Attention,
     context_bytes,
     workspace_bytes,
 )
-from trtforge.engines.trtllm.memory import (
-    EngineDiskError,
-    GpuMemoryError,
-    HostMemoryError,
-    MemoryPlan,
-    estimate,
-)
+from trtforge.engines.trtllm.memory import estimate
 from trtforge.sources import parse_source, resolve
 from trtforge.spec import BuildSpec, parse_spec
 from trtforge.stages import plan as plan_stage
@@ -353,7 +353,8 @@ class TestPlanStage:
 
     @staticmethod
     def spec(model: Path, **parts: Any) -> BuildSpec:
-        return parse_spec({"model": {"source": str(model)}, **parts})
+        engine = {"backend": "trtllm"}
+        return parse_spec({"model": {"source": str(model)}, "engine": engine, **parts})
 
     @staticmethod
     def gpus(memory_bytes: int) -> LocalGpus:
@@ -374,7 +375,8 @@ class TestCommand:
         monkeypatch.setenv("TRTFORGE_HOME", str(tmp_path / "home"))
         spec = tmp_path / "spec.yaml"
         model = write_tiny_model(tmp_path / "model")
-        spec.write_text(yaml.safe_dump({"model": {"source": str(model)}}))
+        asked = {"model": {"source": str(model)}, "engine": {"backend": "trtllm"}}
+        spec.write_text(yaml.safe_dump(asked))
 
         shown = CliRunner().invoke(app, ["memory", str(spec), "--gpu-gb", "80"])
         assert shown.exit_code == 0, shown.exception

@@ -1,5 +1,6 @@
 """What a plan knows of a build that another machine will compile."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from models import write_tiny_model
 from prebuilt import H100, prebuild, sight, toolchain_of
 
 from trtforge.engines.aoti.backend import EngineOptionError
+from trtforge.engines.memory import GpuMemoryError
 from trtforge.errors import InputError
 from trtforge.spec import BuildSpec, parse_spec
 from trtforge.stages.plan import Elsewhere, Plan, make_plan
@@ -116,3 +118,25 @@ def test_an_engine_too_large_for_the_gpu_that_was_seen_is_refused(
         plan_of(shop, big)
     sight(shop, POOL, seen, big.engine, memory_bytes=80 << 30)
     assert plan_of(shop, big).memory is not None
+
+
+def test_so_is_one_of_aoti_and_nothing_is_pulled_for_it(
+    shop: Workshop, tmp_path: Path, stored: Callable[[], set[str]]
+) -> None:
+    source = str(write_tiny_model(tmp_path / "tiny"))
+    big = parse_spec(
+        {"model": {"source": source}, "engine": {"max_batch_size": 4096, "max_seq_len": 4096}}
+    )
+    assert plan_of(shop, big).memory is None  # a pool that nobody has looked at may have no GPU
+    sight(shop, POOL, toolchain_of(H100), big.engine, memory_bytes=6 << 30)
+    seen = stored()
+    with pytest.raises(GpuMemoryError, match=r"engine\.max_batch_size = 4096: .* at most \d+ at"):
+        plan_of(shop, big)
+    assert stored() == seen
+    sight(shop, POOL, toolchain_of(H100), big.engine, memory_bytes=80 << 30)
+    assert plan_of(shop, big).memory is not None
+
+
+def test_where_a_cpu_compiles_no_gpus_memory_is_counted(shop: Workshop, spec: BuildSpec) -> None:
+    sight(shop, POOL, toolchain_of())
+    assert plan_of(shop, spec).memory is None

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from trtforge.checkpoint.config_keys import count
 from trtforge.checkpoint.expected import expected_tensors
 from trtforge.checkpoint.families import FAMILIES
 from trtforge.checkpoint.split import layers_of
+from trtforge.engines.memory import CUDA_ROW, NCCL_BYTES, MemoryRow
 from trtforge.engines.trtllm.attention_workspace import Attention, workspace_bytes
-
-Where = Literal["gpu", "host", "disk"]
 
 _ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # Bytes of a weight of the layers' matrices, by quant_algo; those not listed are counted as 1.
@@ -19,10 +18,6 @@ _FOUR_BITS = ("W4A16", "W4A8", "NVFP4", "INT4", "MXFP4")
 _LOGIT_BYTES = 4
 # Logits as often as runtime and decoder buffers hold something of that size: 11.2 were measured.
 _LOGITS_HELD = 12
-# On an H200 (driver 580.159): 0.65 GB that NVML counts and CUDA never has, 0.72 GB of one context
-# with cuBLAS.
-_CUDA_BYTES = 1_500_000_000
-_NCCL_BYTES = 500_000_000
 _HOST_PROCESS_BYTES = 3_000_000_000
 # What TensorRT-LLM gives the KV cache of the memory that is left (kv_cache_free_gpu_mem_fraction).
 _KV_SHARE = 0.9
@@ -41,23 +36,6 @@ class EngineLimits(Protocol):
     def max_num_tokens(self) -> int: ...
     @property
     def options(self) -> Mapping[str, bool | int | float | str]: ...
-
-
-@dataclass(frozen=True)
-class MemoryRow:
-    """One part of what is needed.
-
-    Attributes:
-        where: Of which memory: of one GPU, of the host, of the disk.
-        exact: Whether it follows from config and limits alone; otherwise it is an estimate.
-        formula: With its numbers, for people.
-    """
-
-    where: Where
-    name: str
-    size_bytes: int
-    exact: bool
-    formula: str
 
 
 @dataclass(frozen=True)
@@ -291,21 +269,12 @@ class Model:
                 MemoryRow(
                     "gpu",
                     "communication",
-                    _NCCL_BYTES + 3 * limits.tokens * self.hidden * self.element_bytes,
+                    NCCL_BYTES + 3 * limits.tokens * self.hidden * self.element_bytes,
                     False,
                     "NCCL 0.5 GB + 3 buffers of one forward pass",
                 )
             )
-        rows.append(
-            MemoryRow(
-                "gpu",
-                "CUDA and libraries",
-                _CUDA_BYTES,
-                False,
-                "driver 0.7 GB + one context 0.8 GB",
-            )
-        )
-        return tuple(rows)
+        return (*rows, CUDA_ROW)
 
     def host_rows(self, workers: int) -> tuple[MemoryRow, ...]:
         """What `trtllm-build` needs: a rank's weights, and the engine before it is written."""

@@ -26,7 +26,7 @@ from trtforge.stages.run_logs import share_logs
 from trtforge.store import StageResult, Store
 
 # Raise a stage's number when the same inputs would give other outputs.
-CODE_VERSIONS = {"pull": 1, "convert": 1, "compile": 2, "benchmark": 2, "publish": 1, "gate": 1}
+CODE_VERSIONS = {"pull": 1, "convert": 1, "compile": 3, "benchmark": 2, "publish": 1, "gate": 1}
 
 _STALE_S = 24 * 3600.0
 _log = logging.getLogger("trtforge")

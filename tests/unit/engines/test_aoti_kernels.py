@@ -20,7 +20,7 @@ from trtforge.engines.aoti import step_ops  # noqa: E402
 from trtforge.engines.aoti.graphs import DecodeLayer, Head, LayerShape  # noqa: E402
 from trtforge.engines.aoti.step_graphs import StepBegin, StepHead, StepLayer  # noqa: E402
 from trtforge.engines.aoti.step_sizes import TICKETS, TICKETS_PER_LAYER  # noqa: E402
-from trtforge.engines.aoti.step_state import begun  # noqa: E402
+from trtforge.engines.aoti.step_state import begun, new_keys  # noqa: E402
 
 DEVICE, DTYPE = ("cuda", "bfloat16") if GPU else ("cpu", "float32")
 # Of the largest number: rounding of bf16, of which ours does less, and of fp32.
@@ -92,6 +92,14 @@ class Case:
         return DecodeLayer(self.shape)(
             *(self.h[:, None], column, *rope, mask[:, None, None], *caches), *self.weights
         )[:, 0]
+
+
+def ends(case: Case) -> list[Any]:
+    """Tickets, keys, tokens, sent, positions: what a step's end chooses with."""
+    batch = len(case.positions)
+    zeros = torch.zeros(3, batch, dtype=torch.int64, device=DEVICE)
+    keys = new_keys(batch, DEVICE)
+    return [case.tickets[0], keys, zeros[0].clone(), zeros[1:].clone(), case.positions.clone()]
 
 
 def close(mine: Any, theirs: Any) -> None:
@@ -168,9 +176,37 @@ def test_tickets_are_zero_again_and_a_second_step_gives_the_same() -> None:
 def test_the_head_gives_fp32_logits(shape: LayerShape, batch: int) -> None:
     case = Case(shape, [0] * batch, 4)
     weights = (case.random(shape.hidden), case.random(shape.vocab, shape.hidden))
-    mine = StepHead(shape)(*begun(case.h, weights[0], shape), weights[1], case.tickets[0])
+    mine = StepHead(shape)(*begun(case.h, weights[0], shape), weights[1], *ends(case))
     assert mine.dtype == torch.float32
     close(mine, Head(shape, None)(case.h, *weights))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 17, 70])
+def test_the_head_chooses_the_first_of_the_likeliest_tokens(batch: int) -> None:
+    case = Case(SHAPES["smollm2"], [*range(batch)], 4)
+    norm, output = case.random(576), case.random(512, 576)
+    output[300] = output[7] = 9 * output[7]  # the likeliest, or the least likely
+    tickets, keys, tokens, sent, positions = end = ends(case)
+    fresh = keys.clone()
+    for step in range(3):
+        h = case.random(batch, 576)
+        logits = StepHead(case.shape)(*begun(h, norm, case.shape), output, *end)
+        highest = logits == logits.max(-1, keepdim=True).values
+        first = torch.where(highest, torch.arange(512, device=DEVICE), 512).min(-1).values
+        assert torch.equal(tokens, first)
+        assert torch.equal(sent[step % 2], tokens)
+        assert positions.tolist() == [position + step + 1 for position in range(batch)]
+    assert (tokens != 300).all()
+    assert torch.equal(keys[:-1], fresh[:-1])
+    assert not tickets.any()
+
+
+def test_where_no_logit_is_a_number_the_token_is_still_one_of_the_vocabulary() -> None:
+    case = Case(SHAPES["smollm2"], [0], 4)
+    end = ends(case)
+    norm, output = case.random(576), case.random(512, 576) * torch.nan
+    StepHead(case.shape)(*begun(case.h, norm, case.shape), output, *end)
+    assert 0 <= end[2].item() < 512
 
 
 def test_a_batch_too_large_for_the_kernels_of_products_is_left_to_a_library() -> None:

@@ -115,9 +115,14 @@ def begin(inputs: list[Any]) -> list[Any]:
 
 def end(inputs: list[Any]) -> list[Any]:
     """What `step_graphs.StepHead` computes."""
-    _, x, squares, output, _ = inputs
+    _, x, squares, output, _, keys, tokens, sent, positions = inputs
     mean = squares.sum(0)[:, None] / SHAPE.hidden
-    return [x @ output.T * torch.rsqrt(mean + SHAPE.norm_epsilon)]
+    logits = x @ output.T * torch.rsqrt(mean + SHAPE.norm_epsilon)
+    tokens.copy_(logits.argmax(-1))
+    sent[keys[-1] % 2] = tokens
+    keys[-1] += 1
+    positions += 1
+    return [logits]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@
 import triton
 import triton.language as tl
 
-from trtforge.engines.aoti.kernels import wait_for_input
+from trtforge.engines.aoti.waiting import let_next_start, let_next_start_after, wait_for_input
 
 
 @triton.jit
@@ -33,6 +33,7 @@ def attend_to_cache(
     LEAST: tl.constexpr,
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
+    NEXT: tl.constexpr,
 ):
     """Attention of one new token of each sequence, GROUP query heads per key/value head.
 
@@ -41,8 +42,10 @@ def attend_to_cache(
     the cache; the new one's key and value are written there too. Its positions are shared out
     among up to SPLITS programs, to each at least LEAST of them.
     GROUP_PAD is GROUP, or 16 or more for matrix units.
-    EARLY: the kernel may be started before qkv is there (from Hopper on), and waits for it.
+    EARLY, NEXT: as for `kernels.rows_times_weights`.
     """
+    if NEXT == 1:
+        positions += let_next_start()
     sequence = tl.program_id(0) // KV_HEADS
     head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
@@ -67,6 +70,9 @@ def attend_to_cache(
     t = tl.arange(0, BLOCK)
     c = tl.load(cos + used * HEAD + d, mask=in_half, other=0.0).to(tl.float32)
     s = tl.load(sin + used * HEAD + d, mask=in_half, other=0.0).to(tl.float32)
+    if GROUP_PAD == 1:
+        # What is in the cache already need not be waited for.
+        low, high, v = _block(keys, values, start, end, t, d, whole, HEAD, half, in_half, in_whole)
     if EARLY:
         qkv += wait_for_input()
 
@@ -104,14 +110,12 @@ def attend_to_cache(
         acc = tl.where(first[:, None], value.to(tl.float32)[None, :], 0.0)
         q1_row = tl.sum(q1.to(tl.float32), 0)
         q2_row = tl.sum(q2.to(tl.float32), 0)
-        for begin in tl.range(start, end, BLOCK, num_stages=STAGES):
+        for begin in tl.range(start, end, BLOCK, num_stages=1):
+            if STAGES > 1:
+                low2, high2, v2 = _block(
+                    keys, values, begin + BLOCK, end, t, d, whole, HEAD, half, in_half, in_whole
+                )
             inside = begin + t < end
-            at = (begin + t)[:, None] * HEAD
-            mask = inside[:, None] & in_half[None, :]
-            low = tl.load(keys + at + d[None, :], mask=mask, other=0.0)
-            high = tl.load(keys + at + half + d[None, :], mask=mask, other=0.0)
-            wide_mask = inside[:, None] & in_whole[None, :]
-            v = tl.load(values + at + whole[None, :], mask=wide_mask, other=0.0)
             sums = low.to(tl.float32) * q1_row[None, :] + high.to(tl.float32) * q2_row[None, :]
             score = tl.where(inside, tl.sum(sums, 1) * scale, float("-inf"))
             higher = tl.maximum(top, score)
@@ -121,6 +125,12 @@ def attend_to_cache(
             total = total * shrink + weight
             acc = acc * shrink[:, None] + weight[:, None] * v.to(tl.float32)
             top = higher
+            if STAGES > 1:
+                low, high, v = low2, high2, v2
+            else:
+                low, high, v = _block(
+                    keys, values, begin + BLOCK, end, t, d, whole, HEAD, half, in_half, in_whole
+                )
         highest = tl.max(top, 0)
         shrink = tl.exp2(top - highest)
         top_g = tl.zeros((GROUP_PAD,), tl.float32) + highest
@@ -150,6 +160,8 @@ def attend_to_cache(
             acc_g = tl.dot(weights.to(v.dtype), v, acc_g * shrink[:, None])
             top_g = higher
 
+    if NEXT == 2:
+        acc_g = let_next_start_after(acc_g)
     last = True
     out_mask = in_group[:, None] & in_whole[None, :]
     if SPLITS > 1 and busy > 1:
@@ -180,3 +192,18 @@ def attend_to_cache(
     if last:
         out_at = out + (tl.program_id(0) * GROUP + g)[:, None] * HEAD + whole[None, :]
         tl.store(out_at, (acc_g / total_g[:, None]).to(out.dtype.element_ty), mask=out_mask)
+
+
+@triton.jit
+def _block(
+    keys, values, begin, end, t, d, whole, HEAD: tl.constexpr, half: tl.constexpr, in_half, in_whole
+):
+    """Keys, in halves, and values of the positions from `begin` on, 0 beyond `end`."""
+    inside = begin + t < end
+    at = (begin + t)[:, None] * HEAD
+    mask = inside[:, None] & in_half[None, :]
+    low = tl.load(keys + at + d[None, :], mask=mask, other=0.0)
+    high = tl.load(keys + at + half + d[None, :], mask=mask, other=0.0)
+    wide_mask = inside[:, None] & in_whole[None, :]
+    v = tl.load(values + at + whole[None, :], mask=wide_mask, other=0.0)
+    return low, high, v

@@ -17,22 +17,7 @@ zero before and after each kernel.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def wait_for_input():
-    """Wait until what the kernel before this one made is there; see `graph_edges`.
-
-    To the compiler it is a number that an instruction computes: PyTorch's analysis of what a kernel
-    changes takes nothing with side effects. What must come after the wait has to use it.
-
-    Returns:
-        0, to be added to the addresses of what the kernel before this one makes.
-    """
-    nothing = tl.inline_asm_elementwise(
-        "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=True, pack=1
-    )
-    # Else what it is added to would count as unaligned, and be read two bytes at a time.
-    return tl.multiple_of(nothing, 16)
+from trtforge.engines.aoti.waiting import let_next_start, let_next_start_after, wait_for_input
 
 
 @triton.jit
@@ -82,6 +67,10 @@ def rows_times_weights(
     norm,
     partial,
     tickets,
+    keys,
+    tokens,
+    sent,
+    positions,
     EPSILON: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -98,7 +87,10 @@ def rows_times_weights(
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     SCALES: tl.constexpr,
+    CHOOSES: tl.constexpr,
     EARLY: tl.constexpr,
+    NEXT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """y (M, N) = f(x (M, K) · weight (N, K)ᵀ), and what belongs before and after it.
 
@@ -106,8 +98,13 @@ def rows_times_weights(
     square of its row, of which `x_squares` (X_TILES, M) are the sums. GATED: y is
     silu(x · weightᵀ) · (x · weight_upᵀ). BIAS and RESIDUAL are added. SCALES: y is also left
     `scaled` by `norm`, with its sums of squares (tiles, M). DOT: with matrix units, as many rows as
-    BLOCK_M; without, one row.
-    EARLY: the kernel may be started before x is there (from Hopper on), and waits for it.
+    BLOCK_M; without, one row. CHOOSES: y are logits; the columns of the highest are left in
+    `tokens` (M,) and, by turns, in one row of `sent` (2, M), and `positions` (M,) are counted up;
+    of `keys` see `step_state.new_keys`.
+    EARLY: the kernel may be started before x is there (from Hopper on), and waits for it; AHEAD:
+    with the first tile of the weight loaded, which is added 1 before or 2 after the others (0: not
+    so). NEXT: when the kernel after this one may be launched:
+    0 not before the end, 1 at once, 2 when the sums are there.
     """
     tile = tl.program_id(0)
     part = tl.program_id(1)
@@ -122,6 +119,13 @@ def rows_times_weights(
     first = tl.program_id(0).to(tl.int64) * BLOCK_N * K + part * each
     w_at = weight + first + n[:, None] * K + k[None, :]
     up_at = weight_up + first + n[:, None] * K + k[None, :]
+    if NEXT == 1:
+        w_at += let_next_start()
+    in_k = part * each + k < K
+    if AHEAD:
+        w0 = _tile(w_at, in_n, in_k, whole_n, whole_k)
+        if GATED:
+            u0 = _tile(up_at, in_n, in_k, whole_n, whole_k)
     ready = 0
     if EARLY:
         ready = wait_for_input()
@@ -136,7 +140,14 @@ def rows_times_weights(
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         x_at = x + part * each + m[:, None] * K + k[None, :]
-        for start in tl.range(0, each, BLOCK_K, num_stages=STAGES):
+        if AHEAD:
+            x_mask = in_m[:, None] if whole_k else in_m[:, None] & in_k[None, :]
+            x0 = tl.load(x_at, mask=x_mask, other=0.0)
+        if AHEAD == 1:
+            acc = tl.dot(w0, tl.trans(x0), acc)
+            if GATED:
+                up = tl.dot(u0, tl.trans(x0), up)
+        for start in tl.range(BLOCK_K if AHEAD else 0, each, BLOCK_K, num_stages=STAGES):
             in_k = part * each + start + k < K
             x_mask = in_m[:, None] if whole_k else in_m[:, None] & in_k[None, :]
             rows = tl.load(x_at + start, mask=x_mask, other=0.0)
@@ -145,12 +156,22 @@ def rows_times_weights(
             if GATED:
                 u = _tile(up_at + start, in_n, in_k, whole_n, whole_k)
                 up = tl.dot(u, tl.trans(rows), up)
+        if AHEAD == 2:
+            acc = tl.dot(w0, tl.trans(x0), acc)
+            if GATED:
+                up = tl.dot(u0, tl.trans(x0), up)
         acc = tl.trans(acc)
         up = tl.trans(up)
     else:
         wide_acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         wide_up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        for start in tl.range(0, each, BLOCK_K, num_stages=STAGES):
+        if AHEAD:
+            x0 = tl.load(x + part * each + k, mask=in_k, other=0.0).to(tl.float32)
+        if AHEAD == 1:
+            wide_acc += w0.to(tl.float32) * x0[None, :]
+            if GATED:
+                wide_up += u0.to(tl.float32) * x0[None, :]
+        for start in tl.range(BLOCK_K if AHEAD else 0, each, BLOCK_K, num_stages=STAGES):
             in_k = part * each + start + k < K
             row = tl.load(x + part * each + start + k, mask=in_k, other=0.0).to(tl.float32)
             w = _tile(w_at + start, in_n, in_k, whole_n, whole_k)
@@ -158,9 +179,15 @@ def rows_times_weights(
             if GATED:
                 u = _tile(up_at + start, in_n, in_k, whole_n, whole_k)
                 wide_up += u.to(tl.float32) * row[None, :]
+        if AHEAD == 2:
+            wide_acc += w0.to(tl.float32) * x0[None, :]
+            if GATED:
+                wide_up += u0.to(tl.float32) * x0[None, :]
         acc = tl.sum(wide_acc, 1)[None, :]
         up = tl.sum(wide_up, 1)[None, :]
 
+    if NEXT == 2:
+        acc = let_next_start_after(acc)
     # Each part writes its sums, and the last one to do so adds them all.
     last = True
     if SPLIT > 1:
@@ -203,6 +230,49 @@ def rows_times_weights(
             left = (wide * weights[None, :]).to(scaled.dtype.element_ty)
             tl.store(scaled + out_at, left, mask=out_mask)
             tl.store(scaled_squares + tile * M + m, tl.sum(wide * wide, 1), mask=in_m)
+        if CHOOSES:
+            _choose(out, out_mask, column, in_m, m, keys, tokens, sent, positions, M, N, BLOCK_N)
+
+
+@triton.jit
+def _choose(
+    logits,
+    mask,
+    column,
+    in_m,
+    m,
+    keys,
+    tokens,
+    sent,
+    positions,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Leave each row's highest key in `keys`; the last program makes it the row's token.
+
+    A key is a logit, as an integer of the same order, above 2³¹ - 1 less the column: of equal
+    logits that of the first column is the highest.
+    """
+    least: tl.constexpr = -0x8000000000000000
+    bits = logits.to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    mine = (ordered << 32) | (0x7FFFFFFF - column)[None, :].to(tl.int64)
+    highest = tl.max(tl.where(mask, mine, least), 1)
+    tl.atomic_max(keys + m, highest, mask=in_m, sem="relaxed")
+    tl.debug_barrier()
+    programs: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    if tl.atomic_add(keys + M, 1, sem="acq_rel") == programs - 1:
+        tl.store(keys + M, 0)
+        steps = tl.load(keys + M + 1)
+        tl.store(keys + M + 1, steps + 1)
+        key = tl.atomic_xchg(keys + m, tl.full(m.shape, least, tl.int64), mask=in_m, sem="relaxed")
+        # Where every logit is NaN, some token, but one of the vocabulary.
+        token = tl.minimum(0x7FFFFFFF - (key & 0x7FFFFFFF), N - 1)
+        tl.store(tokens + m, token, mask=in_m)
+        tl.store(sent + steps % 2 * M + m, token, mask=in_m)
+        position = tl.load(positions + m, mask=in_m, other=0)
+        tl.store(positions + m, position + 1, mask=in_m)
 
 
 @triton.jit

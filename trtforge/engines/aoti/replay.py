@@ -2,7 +2,8 @@
 
 Everything a step reads and writes lies at fixed places: the tokens, their positions, the caches.
 A recorded step takes the tokens that the one before it left there, so that the host has nothing to
-say, and nothing to wait for, between two steps.
+say, and nothing to wait for, between two steps. What it chose it also leaves where the step after
+it does not write, so that it can be brought to the host meanwhile.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from trtforge.engines.aoti.decode import padded
 from trtforge.engines.aoti.graph_edges import start_early
 from trtforge.engines.aoti.loaded import Loaded
 from trtforge.engines.aoti.step_sizes import TICKETS, TICKETS_PER_LAYER, step_sizes
-from trtforge.engines.aoti.step_state import begun
+from trtforge.engines.aoti.step_state import State, begun, new_keys
 
 _WAITING = ("rows_times_weights", "attend_to_cache")
 """The kernels that wait for their input themselves."""
@@ -41,15 +42,19 @@ class ReplayDecoder:
         ]
         first = list(loaded.shape.layer_weights()).index("input_layernorm.weight")
         self._norms = [*(weights[first] for weights in loaded.layers), loaded.head[0]]
+        self._keys = {size: new_keys(size, device) for size in self._sizes}
+        self._sent = {size: self._tokens.new_zeros(2, size) for size in self._sizes}
         self._logits: dict[int, Tensor] = {}
-        self._batch, self._size = 0, 0
+        self._batch, self._size, self._steps = 0, 0, 0
+        self._likeliest: Tensor | None = None
         # The largest first: the others find room in what it has taken.
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._replay = {size: self._recorded(size) for size in reversed(self._sizes)}
 
     def begin(self, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         self._batch = len(lengths)
-        self._size = self._size_for(self._batch)
+        self._size, self._steps = self._size_for(self._batch), 0
+        self._keys[self._size][-1] = 0
         # Rows that only fill up read, and overwrite, the first place of a cache nobody uses.
         self._positions.zero_()
         self._positions[: self._batch] = torch.tensor(lengths, device=self._loaded.device)
@@ -58,17 +63,23 @@ class ReplayDecoder:
     def head(self, h: Tensor) -> Tensor:
         size = self._size_for(len(h))
         state = begun(padded(h, size).contiguous(), self._norms[-1], self._loaded.shape)
-        return self._run_head(state, size)[: len(h)]
+        # What it chooses here is nobody's, and the positions stay those of the prompts.
+        none = self._tokens.new_zeros
+        choice = [new_keys(size, h.device), none(size), none(2, size), none(size)]
+        return self._run_head(state, choice)[: len(h)]
 
     def step(self, tokens: Tensor) -> Tensor:
-        if tokens.data_ptr() != self._tokens.data_ptr():
+        if tokens is not self._likeliest:
             self._tokens[: self._batch].copy_(tokens)
         self._replay[self._size]()
+        self._likeliest = self._sent[self._size][self._steps % 2, : self._batch]
+        self._steps += 1
         return self._logits[self._size][: self._batch]
 
     def likeliest(self, logits: Tensor) -> Tensor:
         del logits  # the recorded step has looked at them
-        return self._tokens[: self._batch]
+        assert self._likeliest is not None
+        return self._likeliest
 
     def _size_for(self, batch: int) -> int:
         return next(size for size in self._sizes if size >= batch)
@@ -99,12 +110,11 @@ class ReplayDecoder:
             state = layer(
                 [*state, positions, at.cos, at.sin, *cache, next_norm, *self._tickets, *weights]
             )
-        logits = self._run_head(state, size)
-        torch.argmax(logits, -1, out=tokens)
-        positions.add_(1)
-        self._logits[size] = logits
+        choice = [self._keys[size], tokens, self._sent[size], positions]
+        self._logits[size] = self._run_head(state, choice)
 
-    def _run_head(self, state: list[Tensor], size: int) -> Tensor:
+    def _run_head(self, state: State, choice: list[Tensor]) -> Tensor:
         at = self._loaded
-        (logits,) = at.graphs[f"step_head_{size}"]([*state, at.head[1], self._tickets[0]])
+        name = f"step_head_{len(choice[1])}"
+        (logits,) = at.graphs[name]([*state, at.head[1], self._tickets[0], *choice])
         return logits[:, : at.model["vocab_size"]]

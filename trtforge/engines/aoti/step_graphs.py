@@ -18,11 +18,12 @@ from trtforge.engines.aoti.graphs import LayerShape, Limits, rms_norm
 from trtforge.engines.aoti.step_ops import (
     step_attention,
     step_begin,
+    step_choice,
     step_linear,
     step_residual,
 )
 from trtforge.engines.aoti.step_sizes import TICKETS, TICKETS_PER_LAYER
-from trtforge.engines.aoti.step_state import State, begin_tiles, begun
+from trtforge.engines.aoti.step_state import State, begin_tiles, begun, new_keys
 from trtforge.engines.aoti.tiles import MATRIX_ROWS
 
 
@@ -43,7 +44,10 @@ def export_step(name: str, shape: LayerShape, limits: Limits, device: str) -> Ex
     else:
         state = begun(make(sequences, shape.hidden), norm, shape)
         if name.startswith("step_head"):
-            module, inputs = StepHead(shape), (*state, matrix, tickets[0])
+            module = StepHead(shape)
+            tokens, sent = torch.zeros_like(positions), make(2, sequences, dtype=torch.int64)
+            choice = (new_keys(sequences, device), tokens, sent, positions)
+            inputs = (*state, matrix, tickets[0], *choice)
         else:
             weights = [make(*size) for size in shape.layer_weights().values()]
             table = (limits.max_seq_len, shape.head_size)
@@ -117,17 +121,29 @@ class StepLayer(nn.Module):
 
 
 class StepHead(nn.Module):
-    """Vocabulary projection."""
+    """Vocabulary projection, and the choice of the likeliest token."""
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.epsilon = shape.norm_epsilon
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """State (of which h is not read), output matrix, tickets → fp32 logits (B, V)."""
+        """State (of which h is not read), output matrix, tickets, keys, tokens, sent, positions →
+        fp32 logits (B, V); of what is left in the last four see `step_ops.step_choice`.
+        """
         if inputs[0].shape[0] > MATRIX_ROWS:
-            _, x, lm_head, _ = inputs
-            return F.linear(x, lm_head).float()
-        _, x, squares, lm_head, tickets = inputs
-        logits: Tensor = step_linear(x, lm_head, tickets, self.epsilon, squares=squares, wide=True)
+            return self._by_library(*inputs)
+        _, x, squares, lm_head, tickets, *choice = inputs
+        logits: Tensor = step_choice(x, lm_head, tickets, self.epsilon, squares, *choice)
+        return logits
+
+    def _by_library(self, *inputs: Tensor) -> Tensor:
+        _, x, lm_head, _, keys, tokens, sent, positions = inputs
+        logits = F.linear(x, lm_head).float()
+        likeliest = logits.argmax(-1)
+        tokens.copy_(likeliest)
+        steps = keys[-1:]
+        sent.index_copy_(0, steps % 2, likeliest[None])
+        steps.add_(1)
+        positions.add_(1)
         return logits

@@ -63,6 +63,29 @@ def step_linear(
     return y
 
 
+@triton_op("trtforge::step_choice", mutates_args={"tickets", "keys", "tokens", "sent", "positions"})
+def step_choice(
+    x: Tensor,
+    weight: Tensor,
+    tickets: Tensor,
+    epsilon: float,
+    squares: Tensor,
+    keys: Tensor,
+    tokens: Tensor,
+    sent: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """fp32 logits (B, V) of x (B, H), as `step_linear` gives them; and what a step ends with.
+
+    That is the likeliest tokens in `tokens` (B,) and in a row of `sent` (2, B), by turns, and
+    `positions` (B,) one further. `keys` are those of `step_state.new_keys`.
+    """
+    y = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+    choice = (keys, tokens, sent, positions)
+    _product(y, None, x, weight, tickets, epsilon, squares=squares, choice=choice)
+    return y
+
+
 @triton_op("trtforge::step_residual", mutates_args={"tickets"})
 def step_residual(
     x: Tensor,
@@ -98,12 +121,14 @@ def _product(
     squares: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    choice: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     (rows, k), n = x.shape, weight.shape[0]
     tile = linear_tile(rows, n, k, gated=up is not None, item_bytes=x.element_size())
     partial = torch.empty(tile.partial_size(n), dtype=torch.float32, device=x.device)
     scaled, scaled_squares, norm = (weight,) * 3 if left is None else left
     x_tiles = 0 if squares is None else squares.shape[0]
+    early = _may_start_early(x)
     wrap_triton(rows_times_weights)[(tile.tiles(n), tile.split)](
         y,
         scaled,
@@ -117,6 +142,7 @@ def _product(
         norm,
         partial,
         tickets,
+        *(choice or (tickets,) * 4),
         EPSILON=epsilon,
         M=rows,
         N=n,
@@ -133,7 +159,11 @@ def _product(
         BIAS=bias is not None,
         RESIDUAL=residual is not None,
         SCALES=left is not None,
-        EARLY=_may_start_early(x),
+        CHOOSES=choice is not None,
+        EARLY=early,
+        NEXT=tile.lets_next if early else 0,
+        # Not where attention follows, which wants the room.
+        AHEAD=tile.ahead if early and (left or up is not None or choice) else 0,
         num_warps=tile.warps,
     )
 
@@ -156,6 +186,7 @@ def step_attention(
     sequences, kv_heads, length, head = k_cache.shape
     group = qkv.shape[1] // (kv_heads * head) - 2
     tile = attention_tile(sequences, kv_heads, group, head, length)
+    early = _may_start_early(qkv)
     out = torch.empty((sequences, kv_heads * group * head), dtype=qkv.dtype, device=qkv.device)
     partial = torch.empty(
         tile.partial_size(sequences, kv_heads), dtype=torch.float32, device=qkv.device
@@ -181,7 +212,8 @@ def step_attention(
         SPLITS=tile.splits,
         LEAST=tile.least,
         STAGES=tile.stages,
-        EARLY=_may_start_early(qkv),
+        EARLY=early,
+        NEXT=tile.lets_next if early else 0,
         num_warps=tile.warps,
     )
     return out

@@ -5,6 +5,8 @@ from typing import Any
 
 from trtforge.engines.aoti.graphs import LayerShape, Limits
 
+STEP_INTERFACE = 2
+"""Version of what the graphs of a step are given and leave; engines of another cannot be run."""
 TICKETS = 1 << 13
 """How many tickets every tensor of them has: more than any kernel has tiles that are shared."""
 TICKETS_PER_LAYER = 5

@@ -1,7 +1,7 @@
-"""What one graph of a decode step leaves for the next: `State`.
+"""What one graph of a decode step leaves for the next: `State`; and what tokens are chosen by.
 
-A list of tensors: h (B, H), then what the next product multiplies, x (B, H): h scaled by the norm
-that comes next, with its sums of squares in fp32 (tiles, B); or, in batches of more than
+A state is a list of tensors: h (B, H), then what the next product multiplies, x (B, H): h scaled by
+the norm that comes next, with its sums of squares in fp32 (tiles, B); or, in batches of more than
 MATRIX_ROWS, where a matrix library multiplies, h normalised.
 """
 
@@ -32,3 +32,14 @@ def begin_tiles(rows: int, shape: LayerShape) -> int:
 def residual_tiles(rows: int, n: int, k: int, item_bytes: int) -> int:
     """How many of them a product of `rows` with a weight (n, k) leaves."""
     return linear_tile(rows, n, k, gated=False, item_bytes=item_bytes).tiles(n)
+
+
+def new_keys(rows: int, device: torch.device | str) -> Tensor:
+    """int64 (rows + 2,), with which the programs of a step's end choose tokens together.
+
+    The best key of each row so far (the smallest integer: none), which are none again after a
+    step; how many programs have looked at theirs; and how many steps have been made.
+    """
+    keys = torch.zeros(rows + 2, dtype=torch.int64, device=device)
+    keys[:rows] = torch.iinfo(torch.int64).min
+    return keys

@@ -10,7 +10,7 @@ MATRIX_ROWS = 64
 """Batches up to here run in the kernels of a step; above, a matrix library is the better choice."""
 
 _MULTIPROCESSORS = 132  # of an H100 or H200
-_SHARED_BYTES = 96 << 10  # so that two programs fit into one multiprocessor
+_SHARED_BYTES = 112 << 10  # so that two programs fit into one multiprocessor
 _SHARED_BYTES_ALONE = 190 << 10
 
 
@@ -25,6 +25,8 @@ class LinearTile:
     stages: int
     warps: int
     dot: bool
+    lets_next: int = 2
+    ahead: int = 0
 
     def tiles(self, columns: int) -> int:
         return -(-columns // self.block_n)
@@ -48,6 +50,7 @@ class AttentionTile:
     least: int
     stages: int
     warps: int
+    lets_next: int = 2
 
     def partial_size(self, sequences: int, kv_heads: int) -> int:
         """fp32 numbers of scratch memory."""
@@ -61,19 +64,24 @@ def linear_tile(rows: int, n: int, k: int, *, gated: bool, item_bytes: int = 2) 
 
     One row is multiplied without matrix units: 64 numbers of a weight on their way to each thread,
     three times. More rows go through them, 64 columns at a time, a few tiles ahead.
+
+    Small programs let those of the next kernel start at once. Large ones would be put two and two
+    on the multiprocessors that are ready first, so they do so at their end.
     """
     weights = 2 if gated else 1
     if rows == 1:
         block_n, block_k = (4, 1024) if gated else (8 if n < 16384 else 16, 512)
-        return LinearTile(1, block_n, min(block_k, power_of_two(k)), 1, 3, 4, dot=False)
+        block_k = min(block_k, power_of_two(k))
+        ahead = 2 if k > n else 1
+        return LinearTile(1, block_n, block_k, 1, 3, 4, dot=False, lets_next=1, ahead=ahead)
     block_m, block_n = max(16, power_of_two(rows)), 64
-    block_k = min(64 if gated else 128, max(16, power_of_two(k)))
+    block_k = min(64 if gated and block_m > 16 else 128, max(16, power_of_two(k)))
     tiles = -(-n // block_n)
     split = max(1, min(4, _MULTIPROCESSORS // tiles, k // (4 * block_k)))
     alone = tiles * split <= _MULTIPROCESSORS
     stage_bytes = (weights * block_n + block_m) * block_k * item_bytes
     shared_bytes = _SHARED_BYTES_ALONE if alone else _SHARED_BYTES
-    stages = max(2, min(5, shared_bytes // stage_bytes))
+    stages = max(2, min(5 if alone else 4, shared_bytes // stage_bytes))
     return LinearTile(block_m, block_n, block_k, split, stages, 4, dot=True)
 
 
@@ -96,6 +104,7 @@ def attention_tile(
         least=least,
         stages=1 if single and (few or many) else 3,
         warps=2 if single and (few or many) else 4,
+        lets_next=1 if few or many else 2,
     )
 
 

@@ -126,7 +126,14 @@ def part(name: str, **values: Any) -> dict[str, Any]:
             id="wrong device",
         ),
         pytest.param(
-            part("checkpoint", tp=2), ["checkpoint.tp = 2", "not supported", "Use 1"], id="tp 2"
+            part("checkpoint", pp=2),
+            ["checkpoint.pp = 2", "all layers on every rank", "Use 1, and checkpoint.tp"],
+            id="pp 2",
+        ),
+        pytest.param(
+            part("checkpoint", tp=3),
+            ["checkpoint.tp = 3", "4 attention heads cannot be shared out", "1, 2, 4"],
+            id="tp 3",
         ),
         pytest.param(
             part("benchmark", workload={"input_tokens": 90, "output_tokens": 2}),

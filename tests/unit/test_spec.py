@@ -357,10 +357,14 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("field", "value", "problem", "remedy"),
         [
-            ("tp", 2, "not supported by the backend aoti", "Use 1"),
-            ("pp", 4, "not supported by the backend aoti", "Use 1"),
+            (
+                "pp",
+                4,
+                "aoti has all layers on every rank",
+                "Use 1, and checkpoint.tp to split the model",
+            ),
             ("dtype", "float16", "aoti compiles bfloat16 only", "Use bfloat16"),
-            ("use_parallel_embedding", True, "aoti runs on one rank", "Use false"),
+            ("use_parallel_embedding", True, "aoti has the whole input embedding", "Use false"),
         ],
     )
     def test_what_aoti_cannot_load_is_refused_before_anything_is_pulled(
@@ -370,6 +374,19 @@ class TestCheckpoint:
         assert (error.field, error.value) == (f"checkpoint.{field}", value)
         assert problem in error.problem
         assert error.remedy == remedy
+
+    def test_aoti_runs_on_as_many_ranks_as_the_checkpoint_has(self) -> None:
+        spec = parse_spec(with_value("checkpoint.tp", 4))
+        assert (spec.engine.backend, spec.ranks) == ("aoti", 4)
+
+    def test_its_decode_kernels_run_on_one(self) -> None:
+        data = with_value("engine.options", {"decode": "kernels"})
+        assert parse_spec(data).ranks == 1
+        error = refused({**data, "checkpoint": {"tp": 2}})
+        assert (error.field, error.value) == ("engine.options.decode", "kernels")
+        assert error.remedy == "Use graphs, or checkpoint.tp 1"
+        graphs = with_value("engine.options", {"decode": "graphs"})
+        assert parse_spec({**graphs, "checkpoint": {"tp": 2}}).ranks == 2
 
 
 class TestRelease:

@@ -70,7 +70,7 @@ class BuildSpec(Part):
 
     @property
     def ranks(self) -> int:
-        """How many GPUs the engine runs on."""
+        """How many processes the engine runs in: each with a GPU, or all on one CPU."""
         return self.checkpoint.tp * self.checkpoint.pp
 
     def concurrencies(self) -> tuple[int, ...]:
@@ -81,8 +81,8 @@ class BuildSpec(Part):
 
     @model_validator(mode="after")
     def _checkpoint_fits_backend(self) -> Self:
-        """aoti runs one rank in bfloat16, and a release of TensorRT-LLM reads checkpoints of its
-        own kind: both would find out only after the pull."""
+        """aoti runs some checkpoints only, in bfloat16, and a release of TensorRT-LLM reads those
+        of its own kind: both would find out only after the pull."""
         if self.engine.backend == "trtllm":
             release = trtllm_versions.release(self.engine.version)
             if self.checkpoint.target != release.checkpoint_target:
@@ -94,18 +94,29 @@ class BuildSpec(Part):
                 )
             return self
         for field, problem, remedy in (
-            ("tp", "splitting over several GPUs is not supported by the backend aoti", "Use 1"),
-            ("pp", "splitting over several GPUs is not supported by the backend aoti", "Use 1"),
+            (
+                "pp",
+                "the backend aoti has all layers on every rank",
+                "Use 1, and checkpoint.tp to split the model",
+            ),
             ("dtype", "the backend aoti compiles bfloat16 only", "Use bfloat16"),
             (
                 "use_parallel_embedding",
-                "the backend aoti runs on one rank, which there is nothing to share out among",
+                "the backend aoti has the whole input embedding on every rank",
                 "Use false",
             ),
         ):
             value = getattr(self.checkpoint, field)
             if value != CheckpointSpec.model_fields[field].default:
                 raise FoundError(f"checkpoint.{field}", value, problem, remedy)
+        decode = self.engine.options.get("decode")
+        if decode == "kernels" and self.checkpoint.tp > 1:
+            raise FoundError(
+                "engine.options.decode",
+                decode,
+                f"these kernels run on one GPU, and checkpoint.tp is {self.checkpoint.tp}",
+                "Use graphs, or checkpoint.tp 1",
+            )
         return self
 
     @model_validator(mode="after")

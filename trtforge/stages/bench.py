@@ -173,7 +173,7 @@ def _measure(
     measured = run_sweep(spec, waves, sides, watch_gpus=toolchain.device == "cuda")
     facts = {
         "machine": describe_machine(toolchain),
-        **speed_facts(spec, measured, shape=shape, rates=tools.rates()),
+        **speed_facts(spec, measured, shape=shape, rates=tools.rates(), device=toolchain.device),
     }
     return measured, facts
 

@@ -100,7 +100,13 @@ def _measure_both(
     )
     facts = {
         "machine": describe_machine(toolchain),
-        **speed_facts(spec, measured, shape=model_shape(engine_dir), rates=bench.rates()),
+        **speed_facts(
+            spec,
+            measured,
+            shape=model_shape(engine_dir),
+            rates=bench.rates(),
+            device=toolchain.device,
+        ),
         "correctness": [{**verdict.to_json(), "passed": verdict.passed} for verdict in verdicts],
     }
     out = scratch / "report"

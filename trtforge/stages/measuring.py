@@ -107,8 +107,12 @@ def speed_facts(
     *,
     shape: ModelShape | None,
     rates: DeviceRates | None,
+    device: str,
 ) -> dict[str, Any]:
     """What a report says of the speed (`trtforge.benchmark.report`).
+
+    Args:
+        rates: Of one device of the kind `device`, `cpu` or `cuda`.
 
     Raises:
         ShortOutputError: A request did not give every token.
@@ -128,7 +132,8 @@ def speed_facts(
         "boundary": BOUNDARY,
         "order": order_of(spec.benchmark, eager=eager),
         "summary": summary.to_json(),
-        "limits": limit_facts(shape, rates, summary, spec.ranks),
+        # The ranks have a GPU each, but one CPU together.
+        "limits": limit_facts(shape, rates, summary, spec.ranks if device == "cuda" else 1),
         "gpus": [gpu.to_json() for gpu in measured.gpus],
         "load_s": measured.load_s["engine"],
     }

@@ -179,8 +179,8 @@ RULES: tuple[Rule, ...] = (
         "gpu_count",
         True,
         _count,
-        "one process and GPU per rank, tp x pp of them: TensorRT-LLM's runtime refuses another "
-        "world size",
+        "one process and GPU per rank, tp x pp of them: TensorRT-LLM's runtime and that of aoti "
+        "refuse another world size",
     ),
     Rule(
         "cpu",

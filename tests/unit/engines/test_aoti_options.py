@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,16 @@ def test_others_are_refused_with_what_to_type(
         (None, {}, "graphs"),
     ],
 )
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_kernels_are_what_one_gets_where_they_were_measured(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capability: str | None,
     options: dict[str, Any],
     decode: str,
+    ranks: int,
 ) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"mapping": {"tp_size": ranks}}))
     asked: dict[str, Any] = {}
 
     class AskedError(Exception):
@@ -88,4 +92,5 @@ def test_kernels_are_what_one_gets_where_they_were_measured(
             on_progress=ignore,
             on_log=lambda _: None,
         )
-    assert asked["decode"] == decode
+    # They are for one rank; what somebody asks for is not changed on the way.
+    assert asked["decode"] == (decode if ranks == 1 or options else "graphs")

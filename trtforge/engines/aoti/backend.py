@@ -1,5 +1,6 @@
-"""The embedded backend: PyTorch AOTInductor, on a CPU or a CUDA GPU."""
+"""The embedded backend: PyTorch AOTInductor, on a CPU or CUDA GPUs."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ class AotiBackend:
                 "cache_in": str(cache_in.resolve()) if cache_in else None,
                 "cache_out": str(cache_out.resolve()),
                 "device": toolchain.device,
-                "decode": _decode(engine, toolchain),
+                "decode": _decode(engine, toolchain, _ranks(checkpoint_dir)),
                 "toolchain_key": toolchain.key(),
                 "limits": {
                     "max_batch_size": engine.max_batch_size,
@@ -215,7 +216,16 @@ def _device(engine: EngineSpec) -> str:
     return str(engine.options.get("device", "auto"))
 
 
-def _decode(engine: EngineSpec, toolchain: Toolchain) -> str:
-    """The kernels on Hopper, whose shared memory they are cut for and where they were measured."""
-    best = "kernels" if toolchain.compute_capability == "9.0" else "graphs"
+def _ranks(checkpoint_dir: Path) -> int:
+    config = json.loads((checkpoint_dir / "config.json").read_text())
+    ranks: int = config["mapping"]["tp_size"]
+    return ranks
+
+
+def _decode(engine: EngineSpec, toolchain: Toolchain, ranks: int) -> str:
+    """The kernels on Hopper, whose shared memory they are cut for and where they were measured.
+
+    They fold into one kernel what is on both sides of a sum over ranks: one rank only.
+    """
+    best = "kernels" if toolchain.compute_capability == "9.0" and ranks == 1 else "graphs"
     return str(engine.options.get("decode", best))

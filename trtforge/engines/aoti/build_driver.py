@@ -1,4 +1,4 @@
-"""Driver: compile a TensorRT-LLM checkpoint (tp 1, pp 1) with PyTorch AOTInductor.
+"""Driver: compile a TensorRT-LLM checkpoint (any tp, pp 1) with PyTorch AOTInductor.
 
 Request:  checkpoint_dir, engine_dir (must not exist), cache_in (path or null), cache_out,
           device, toolchain_key, limits {max_batch_size, max_input_len, max_seq_len,
@@ -7,7 +7,8 @@ Result:   files (names below engine_dir), graphs [{name, cached, seconds}], effe
           warnings [...]
 
 The engine directory holds `config.json` (`pretrained_config` and `build_config`, as TensorRT-LLM
-names them), `rank0.pt2` with every graph, and `rank0.safetensors`, the checkpoint's own weights.
+names them), and for each rank `rank<r>.pt2` with every graph and `rank<r>.safetensors`, the
+checkpoint's own weights. All ranks run the same code, so that their packages are one file.
 """
 
 import hashlib
@@ -34,13 +35,16 @@ INDUCTOR_OPTIONS: dict[str, Any] = {
     # Fused multiply-add: half the instructions of the row-by-row products, and less rounding.
     "cpp.enable_floating_point_contract_flag": "fast",
 }
+# The number of threads would be compiled in; how many a rank has is known where it runs.
+_SPLIT_OPTIONS: dict[str, Any] = {**INDUCTOR_OPTIONS, "cpp.dynamic_threads": True}
 # The modules whose text decides what the graphs of an engine compute.
 _CODE = {
     "graphs": ("graphs",),
     "kernels": (
         *("graphs", "step_graphs", "step_ops", "step_sizes", "step_state"),
-        *("kernels", "attention_kernel", "tiles"),
+        *("kernels", "attention_kernel", "tiles", "waiting"),
     ),
+    "split": ("graphs", "split_graphs"),
 }
 
 
@@ -48,13 +52,16 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     import torch
 
     from trtforge.engines.aoti.graphs import LayerShape, Limits
+    from trtforge.engines.aoti.split_graphs import shape_of_rank
+    from trtforge.engines.aoti.step_sizes import STEP_INTERFACE
 
     checkpoint = Path(request["checkpoint_dir"])
     config = json.loads((checkpoint / "config.json").read_text())
     _refuse_what_is_not_supported(config)
     asked = request["limits"]
     limits = Limits(asked["max_batch_size"], asked["max_input_len"], asked["max_seq_len"])
-    shape = LayerShape.from_checkpoint(config)
+    ranks = config["mapping"]["tp_size"]
+    shape = shape_of_rank(LayerShape.from_checkpoint(config), ranks)
     device, decode = request["device"], request.get("decode", "graphs")
     if decode == "kernels" and device != "cuda":
         raise DriverError(
@@ -62,17 +69,23 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
             "the decode kernels are written for GPUs, and this engine is for a CPU",
             "Leave engine.options.decode out",
         )
-    identities = _identities(shape, limits, device, decode)
+    if decode == "kernels" and ranks > 1:
+        raise DriverError(
+            "kernels-need-one-rank",
+            f"the decode kernels run on one GPU, and the checkpoint is split over {ranks}",
+            "Leave engine.options.decode out, or use checkpoint.tp 1",
+        )
+    way = "split" if ranks > 1 else decode
+    identities = _identities(shape, limits, device, way)
 
     cache, complaint = CompileCache(toolchain=request["toolchain_key"]), ""
     if request["cache_in"]:
         cache, complaint = CompileCache.load(Path(request["cache_in"]), request["toolchain_key"])
-    code = _sha256(b"".join(_source(name) for name in _CODE[decode]))
+    code = _sha256(b"".join(_source(name) for name in _CODE[way]))
+    options = _options(way)
     keys = {
         name: _sha256(
-            json.dumps(
-                [request["toolchain_key"], code, INDUCTOR_OPTIONS, facts], sort_keys=True
-            ).encode()
+            json.dumps([request["toolchain_key"], code, options, facts], sort_keys=True).encode()
         )
         for name, facts in identities.items()
     }
@@ -82,7 +95,7 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     report("compiling graphs", done, len(keys))
     entries = {name: cache.get(key) for name, key in keys.items()}
     parallel = device == "cpu" or decode == "kernels"
-    for name, files, seconds in _compile(missing, shape, limits, device, parallel):
+    for name, files, seconds in _compile(missing, way, shape, limits, device, parallel):
         entries[name] = Entry(name, seconds, files)
         next(g for g in graphs if g["name"] == name)["seconds"] = seconds
         done += 1
@@ -96,13 +109,16 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     engine_dir = Path(request["engine_dir"])
     engine_dir.mkdir(parents=True)
     _package(engine_dir / "rank0.pt2", entries)
-    weights = engine_dir / "rank0.safetensors"
-    try:
-        os.link(checkpoint / "rank0.safetensors", weights)
-    except OSError:
-        shutil.copyfile(checkpoint / "rank0.safetensors", weights)
+    names = ["config.json"]
+    for rank in range(ranks):
+        package, weights = f"rank{rank}.pt2", f"rank{rank}.safetensors"
+        if rank:
+            _link(engine_dir / "rank0.pt2", engine_dir / package)
+        _link(checkpoint / weights, engine_dir / weights)
+        names += [package, weights]
     effective = {
         **asked,
+        **({"tp": ranks} if ranks > 1 else {}),
         "device": device,
         "decode": decode,
         "graphs": list(keys),
@@ -114,6 +130,7 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
         * shape.head_size
         * shape.torch_dtype.itemsize,
         "torch_version": torch.__version__,
+        **({"step_interface": STEP_INTERFACE} if decode == "kernels" else {}),
     }
     engine_config = {
         "format": 1,
@@ -125,7 +142,7 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     (engine_dir / "config.json").write_text(json.dumps(engine_config, indent=2, sort_keys=True))
     cache.save(Path(request["cache_out"]))
     return {
-        "files": ["config.json", "rank0.pt2", "rank0.safetensors"],
+        "files": names,
         "graphs": graphs,
         "effective": effective,
         "warnings": [complaint] if complaint else [],
@@ -133,11 +150,19 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_supported(config: dict[str, Any]) -> None:
-    if config["mapping"]["world_size"] != 1:
+    mapping = config["mapping"]
+    if mapping["world_size"] != mapping["tp_size"]:
         raise DriverError(
             "world-size",
-            f"the checkpoint is split over {config['mapping']['world_size']} ranks, aoti runs one",
-            "Convert with checkpoint.tp = 1 and checkpoint.pp = 1",
+            f"the checkpoint's layers are shared out among {mapping['pp_size']} ranks, and aoti "
+            "has all of them on each",
+            "Convert with checkpoint.pp = 1; checkpoint.tp may be more",
+        )
+    if config.get("use_parallel_embedding") and mapping["tp_size"] > 1:
+        raise DriverError(
+            "parallel-embedding",
+            "the checkpoint's input embedding is split, and aoti needs the whole on every rank",
+            "Convert with checkpoint.use_parallel_embedding = false",
         )
     scaling = config.get("rotary_scaling") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -157,12 +182,19 @@ def _refuse_what_is_not_supported(config: dict[str, Any]) -> None:
         )
 
 
-def _identities(shape: Any, limits: Any, device: str, decode: str) -> "dict[str, dict[str, Any]]":
-    """What decides the code of each graph that is needed."""
-    from trtforge.engines.aoti import graphs
+def _options(way: str) -> "dict[str, Any]":
+    return _SPLIT_OPTIONS if way == "split" else INDUCTOR_OPTIONS
 
+
+def _identities(shape: Any, limits: Any, device: str, way: str) -> "dict[str, dict[str, Any]]":
+    """What decides the code of each graph that is needed; `way` is a key of `_CODE`."""
+    from trtforge.engines.aoti import graphs, split_graphs
+
+    if way == "split":
+        parts = split_graphs.split_names(limits, device)
+        return {name: split_graphs.split_identity(name, shape, limits) for name in parts}
     names = graphs.graph_names(limits, device)
-    if decode == "graphs":
+    if way == "graphs":
         return {name: graphs.identity(name, shape, limits) for name in names}
     from trtforge.engines.aoti.step_sizes import step_identity, step_names
 
@@ -173,22 +205,29 @@ def _identities(shape: Any, limits: Any, device: str, decode: str) -> "dict[str,
     }
 
 
+def _link(original: Path, name: Path) -> None:
+    try:
+        os.link(original, name)
+    except OSError:
+        shutil.copyfile(original, name)
+
+
 def _source(module: str) -> bytes:
     return Path(__file__).with_name(f"{module}.py").read_bytes()
 
 
 def _compile(
-    names: "list[str]", shape: Any, limits: Any, device: str, parallel: bool
+    names: "list[str]", way: str, shape: Any, limits: Any, device: str, parallel: bool
 ) -> "Iterator[tuple[str, dict[str, bytes], float]]":
     workers = min(len(names), os.cpu_count() or 1) if parallel else 1
     if workers <= 1:
         for name in names:
-            yield name, *_compile_one(name, shape, limits, device)
+            yield name, *_compile_one(name, way, shape, limits, device)
         return
     # Forked workers share the import of torch, but CUDA does not survive a fork.
     start = "spawn" if device == "cuda" else "fork"
     with ProcessPoolExecutor(workers, multiprocessing.get_context(start)) as pool:
-        jobs = {pool.submit(_compile_one, n, shape, limits, device): n for n in names}
+        jobs = {pool.submit(_compile_one, n, way, shape, limits, device): n for n in names}
         for job in as_completed(jobs):
             try:
                 files, seconds = job.result()
@@ -202,7 +241,7 @@ def _compile(
 
 
 def _compile_one(
-    name: str, shape: Any, limits: Any, device: str
+    name: str, way: str, shape: Any, limits: Any, device: str
 ) -> "tuple[dict[str, bytes], float]":
     import torch._inductor
 
@@ -211,6 +250,10 @@ def _compile_one(
         from trtforge.engines.aoti.step_graphs import export_step
 
         program = export_step(name, shape, limits, device)
+    elif way == "split":
+        from trtforge.engines.aoti.split_graphs import export_split
+
+        program = export_split(name, shape, limits, device)
     else:
         from trtforge.engines.aoti.graphs import export_graph
 
@@ -218,7 +261,7 @@ def _compile_one(
     inputs = program.example_inputs
     assert inputs is not None
     paths = torch._inductor.aot_compile(
-        program.module(check_guards=False), *inputs, options=INDUCTOR_OPTIONS
+        program.module(check_guards=False), *inputs, options=_options(way)
     )
     # The generated C++ goes along: it is small, and it is what one reads when a graph is wrong.
     assert isinstance(paths, list)

@@ -38,10 +38,24 @@ class Decoder(Protocol):
         ...
 
 
+Caches = Sequence[tuple[Tensor, Tensor]]
+
+
+def run_layers(
+    loaded: Loaded, name: str, h: Tensor, fixed: Sequence[Tensor], caches: Caches
+) -> Tensor:
+    """h (B, S, H) through graph `name` of each layer; `fixed` are the inputs all layers share."""
+    for (k, v), weights in zip(caches, loaded.layers, strict=True):
+        (h,) = loaded.graphs[name]([h, *fixed, k, v, *weights])
+    return h
+
+
 class GraphDecoder:
     """See `Decoder`. What a step has to do follows from the batch and its longest sequence."""
 
     steps_ahead = False
+    decode = "decode"
+    """Which graphs make a step of a layer."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -51,7 +65,7 @@ class GraphDecoder:
 
     def begin(self, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         at = self._loaded
-        _, rows = variant("decode", len(lengths), at.graphs, at.limits)
+        _, rows = variant(self.decode, len(lengths), at.graphs, at.limits)
         # Those of the batch before go first: there may be no room for both.
         self._caches = []
         self._caches = at.new_caches(rows)
@@ -71,19 +85,22 @@ class GraphDecoder:
         slots = torch.arange(self._longest + 1, device=at.device)
         allowed = slots[None] <= self._positions[:, None]
         mask = torch.where(allowed, 0.0, -math.inf)[:, None, None]
-        name, rows = variant("decode", len(tokens), at.graphs, at.limits)
+        name, rows = variant(self.decode, len(tokens), at.graphs, at.limits)
         column = padded(self._positions, rows)[:, None]
         h = torch.nn.functional.embedding(padded(tokens, rows)[:, None], at.embedding)
         rope = (at.cos[column][:, None], at.sin[column][:, None])
         fixed = [column, *rope, padded(mask, rows)]
-        for (k, v), weights in zip(self._caches, at.layers, strict=True):
-            (h,) = at.graphs[name]([h, *fixed, k, v, *weights])
+        h = self.run(name, h, fixed, self._caches)
         self._positions = self._positions + 1
         self._longest += 1
         return self.head(h[: len(tokens), 0])
 
     def likeliest(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)
+
+    def run(self, name: str, h: Tensor, fixed: Sequence[Tensor], caches: Caches) -> Tensor:
+        """See `run_layers`."""
+        return run_layers(self._loaded, name, h, fixed, caches)
 
 
 def padded(x: Tensor, rows: int) -> Tensor:

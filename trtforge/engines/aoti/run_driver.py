@@ -2,6 +2,9 @@
 
 Request:  engine_dir, threads, jobs, logits_dir (where logits asked for are written)
 Result:   load_s, outputs (one per job)
+
+An engine of several ranks is run by as many processes (`trtforge.engines.aoti.ranks`), each of them
+this driver again, with `rank` in its request: all perform the same jobs, and rank 0 answers.
 """
 
 import json
@@ -13,16 +16,35 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trtforge.engines.aoti.ranks import run_ranks
 from trtforge.engines.driver_main import Report, drive
 from trtforge.engines.jobs import perform
 
+_MODULE = "trtforge.engines.aoti.run_driver"
+
 
 def run(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    build = _build_config(Path(request["engine_dir"]))
+    ranks, place = build.get("tp", 1), request.get("rank")
+    if ranks > 1 and place is None:
+        result: dict[str, Any] = run_ranks(_MODULE, request, ranks, report)
+        return result
+
+    from trtforge.engines.aoti.rank_group import RankGroup
     from trtforge.engines.aoti.runtime import Engine, Sampling
 
+    jobs, threads = request["jobs"], request["threads"]
     started = time.perf_counter()
+    group = None
+    if place is not None:
+        rendezvous = Path(place["rendezvous"])
+        group = RankGroup(place["rank"], place["ranks"], rendezvous, build["device"])
+        if build["device"] == "cpu":
+            threads = max(1, (threads or len(os.sched_getaffinity(0))) // ranks)
+        if place["rank"] > 0:
+            jobs = [{**job, "logits": False} for job in jobs]
     report("loading the engine", 0, None)
-    engine = Engine(Path(request["engine_dir"]), request["threads"])
+    engine = Engine(Path(request["engine_dir"]), threads, group)
     load_s = time.perf_counter() - started
 
     def generate(job: dict[str, Any], keep_logits: bool) -> Any:
@@ -35,8 +57,15 @@ def run(request: dict[str, Any], report: Report) -> dict[str, Any]:
             forced=job.get("forced"),
         )
 
-    outputs = perform(request["jobs"], generate, Path(request["logits_dir"]), report)
+    outputs = perform(jobs, generate, Path(request["logits_dir"]), report)
+    if group:
+        group.leave()
     return {"load_s": load_s, "outputs": outputs}
+
+
+def _build_config(engine_dir: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((engine_dir / "config.json").read_text())["build_config"]
+    return config
 
 
 def _with_a_libstdcxx_that_loads() -> None:
@@ -47,11 +76,15 @@ def _with_a_libstdcxx_that_loads() -> None:
     the crash instead of dying of it.
     """
     try:
-        engine_dir = Path(json.loads(Path(sys.argv[1]).read_text())["engine_dir"])
-        build = json.loads((engine_dir / "config.json").read_text())["build_config"]
+        request = json.loads(Path(sys.argv[1]).read_text())
+        engine_dir = Path(request["engine_dir"])
+        build = _build_config(engine_dir)
     except (OSError, ValueError, LookupError):
         return  # the driver will say what is wrong
-    if build["device"] != "cuda" or "LD_PRELOAD" in os.environ or shutil.which("g++") is None:
+    # A rank is started by one who tried.
+    if build["device"] != "cuda" or "rank" in request:
+        return
+    if "LD_PRELOAD" in os.environ or shutil.which("g++") is None:
         return
     child = os.fork()
     if child == 0:
@@ -65,7 +98,7 @@ def _with_a_libstdcxx_that_loads() -> None:
         asked = ["g++", "-print-file-name=libstdc++.so.6"]
         library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         print(f"loading crashed; trying again with {library} preloaded", file=sys.stderr)
-        arguments = [sys.executable, "-m", "trtforge.engines.aoti.run_driver", *sys.argv[1:]]
+        arguments = [sys.executable, "-m", _MODULE, *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "LD_PRELOAD": library})
 
 

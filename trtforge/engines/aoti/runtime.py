@@ -3,18 +3,23 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trtforge.engines.aoti.decode import Decoder, GraphDecoder
+from trtforge.engines.aoti.decode import Caches, Decoder, GraphDecoder, run_layers
 from trtforge.engines.aoti.loaded import Loaded, load
+from trtforge.engines.aoti.rank_group import RankGroup
 from trtforge.engines.aoti.sampling import Chooser, Sampling
+from trtforge.engines.aoti.split_decode import SplitDecoder
 from trtforge.engines.driver_main import DriverError
 
 __all__ = ["Engine", "Generation", "Sampling"]
+
+Layers = Callable[[Tensor, Sequence[Tensor], Caches], Tensor]
 
 _GREEDY = Sampling()
 
@@ -40,18 +45,21 @@ class Engine:
     Args:
         engine_dir: What the build driver made.
         threads: CPU threads; 0 leaves PyTorch's default.
+        group: The ranks that run it, of which this process is one; each must make the same calls.
+            None: an engine that is not split.
 
     Raises:
-        DriverError: `toolchain-mismatch` or `gpu-memory`.
+        DriverError: `toolchain-mismatch`, `world-size` or `gpu-memory`.
     """
 
-    def __init__(self, engine_dir: Path, threads: int = 0) -> None:
+    def __init__(self, engine_dir: Path, threads: int = 0, group: RankGroup | None = None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self._loaded = load(engine_dir)
+        self._group = group
+        self._loaded = load(engine_dir, group.rank, group.ranks) if group else load(engine_dir)
         self.device = self._loaded.device
         self.limits = self._loaded.limits
-        self._decoder = _decoder(self._loaded)
+        self._decoder, self._layers = _ways(self._loaded, group)
         self._delivery = _Delivery(self.device, self.limits.max_batch_size)
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -112,6 +120,8 @@ class Engine:
         decoder = self._decoder
         choose: Callable[[Tensor], Tensor] = Chooser(sampling, self.device)
         choose_next = choose if sampling.temperature else decoder.likeliest
+        if self._group:
+            choose, choose_next = self._group.agreed(choose), self._group.agreed(choose_next)
         if forced is not None:
             given = iter(torch.tensor(forced, device=self.device).T.contiguous())
             choose = choose_next = lambda _: next(given)
@@ -161,43 +171,54 @@ class Engine:
             h = torch.nn.functional.embedding(ids, at.embedding)
             rope = (at.cos[positions][:, None], at.sin[positions][:, None])
             fixed = [positions.contiguous(), *rope]
-            for (k, v), weights in zip(caches, at.layers, strict=True):
-                (h,) = at.graphs["prefill"]([h, *fixed, k[rows], v[rows], *weights])
+            h = self._layers(h, fixed, [(k[rows], v[rows]) for k, v in caches])
             last = torch.tensor([len(p) - 1 for p in group], device=self.device)
             parts.append(h[torch.arange(len(group), device=self.device), last])
         return self._decoder.head(torch.cat(parts))
 
 
 class _Delivery:
-    """Brings tokens to the host; from a GPU without stopping it."""
+    """Brings tokens to the host; from a GPU beside what it does next."""
 
     def __init__(self, device: torch.device, rows: int) -> None:
         # Two, since the next step's tokens are sent before this one's are looked at.
         self._slots: list[Tensor] = []
         if device.type == "cuda":
             self._slots = [torch.empty(rows, dtype=torch.int64, pin_memory=True) for _ in "ab"]
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, tokens: Tensor) -> Callable[[], list[int]]:
-        """Begin to bring tokens (B,); what is returned waits for them."""
+        """Begin to bring tokens (B,); what is returned waits for them.
+
+        Until then nothing may write to `tokens`.
+        """
         if not self._slots:
             ids = [int(token) for token in tokens.tolist()]
             return lambda: ids
         self._slots.reverse()
         slot = self._slots[0][: len(tokens)]
-        slot.copy_(tokens, non_blocking=True)
         there: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        there.record()
+        self._stream.wait_stream(torch.cuda.current_stream(tokens.device))
+        with torch.cuda.stream(self._stream):
+            slot.copy_(tokens, non_blocking=True)
+            there.record()
 
-        def wait() -> list[int]:
+        def wait(sent: Tensor = tokens) -> list[int]:
+            del sent  # else its memory could be given away before it is read
             there.synchronize()
             return [int(token) for token in slot.tolist()]
 
         return wait
 
 
-def _decoder(loaded: Loaded) -> Decoder:
+def _ways(loaded: Loaded, group: RankGroup | None) -> tuple[Decoder, Layers]:
+    """How steps are made, and how prompts go through the layers."""
+    if group:
+        split = SplitDecoder(loaded, group)
+        return split, split.prompts
+    prompts = partial(run_layers, loaded, "prefill")
     if loaded.build.get("decode") == "kernels":
         from trtforge.engines.aoti.replay import ReplayDecoder
 
-        return ReplayDecoder(loaded)
-    return GraphDecoder(loaded)
+        return ReplayDecoder(loaded), prompts
+    return GraphDecoder(loaded), prompts

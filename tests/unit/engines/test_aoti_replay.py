@@ -3,6 +3,7 @@
 The layers are run by PyTorch here, uncompiled; `test_aoti_kernels` is about the kernels.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -292,3 +293,20 @@ class TestMemory:
             loading._check_memory(13 << 30, BUILD, 44 << 30)
         assert caught.value.cause == "gpu-memory"
         assert "max_batch_size" in caught.value.remedy
+
+
+class TestInterface:
+    def test_an_engine_whose_steps_are_given_other_things_is_refused(self, tmp_path: Path) -> None:
+        for built in ({}, {"step_interface": 3}):  # before it was counted; by a later trtforge
+            config = {
+                "version": torch.__version__,
+                "pretrained_config": {},
+                "build_config": {"decode": "kernels", **built},
+            }
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            with pytest.raises(
+                DriverError, match=r"interface [13], this trtforge runs 2"
+            ) as caught:
+                loading.load(tmp_path)
+            assert caught.value.cause == "toolchain-mismatch"
+            assert "build it again" in caught.value.remedy

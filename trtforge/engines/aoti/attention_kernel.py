@@ -144,12 +144,9 @@ def attend_to_cache(
         )
         for begin in tl.range(start, end, BLOCK, num_stages=STAGES):
             inside = begin + t < end
-            at = (begin + t)[:, None] * HEAD
-            mask = inside[:, None] & in_half[None, :]
-            low = tl.load(keys + at + d[None, :], mask=mask, other=0.0)
-            high = tl.load(keys + at + half + d[None, :], mask=mask, other=0.0)
-            wide_mask = inside[:, None] & in_whole[None, :]
-            v = tl.load(values + at + whole[None, :], mask=wide_mask, other=0.0)
+            low, high, v = _block(
+                keys, values, begin, end, t, d, whole, HEAD, half, in_half, in_whole
+            )
             scores = tl.dot(q1, tl.trans(low)) + tl.dot(q2, tl.trans(high))
             scores = tl.where(inside[None, :], scores * scale, float("-inf"))
             # `begin` is inside, so the maximum is a number.

